@@ -1,0 +1,81 @@
+//! What this process really has: memory, CPUs and tasks, each number with the file it came from.
+//!
+//! [`probe`] turns files into [`Evidence`]; [`Evidence::resolve`] finds what binds. Nothing here
+//! decides how many workers that makes. A file that is missing, unreadable or malformed is a
+//! warning, never an error and never a panic. Depends on `units` alone.
+
+mod host;
+mod levels;
+mod locate;
+mod machine;
+mod mounts;
+mod parse;
+mod resources;
+
+use std::path::Path;
+
+pub use host::Host;
+pub use levels::{Fact, MemoryLevel, TaskLevel};
+pub use machine::Machine;
+pub use parse::CpuSet;
+pub use resources::{Ceiling, Cpu, Memory, Resources, Tasks};
+
+use crate::units::Fraction;
+use levels::Reader;
+use locate::{Fit, Place, locate};
+use mounts::{Controller, Membership, parse_mountinfo};
+
+/// Everything the probe found, before any of it is weighed.
+#[derive(Clone, Debug, Default)]
+pub struct Evidence {
+    /// Our own group first, then those above it.
+    pub memory: Vec<MemoryLevel>,
+    /// CPU quotas, as CPUs, of all levels that have one.
+    pub quotas: Vec<Fact<Fraction>>,
+    /// The CPUs that the cpuset controller allows.
+    pub cpuset: Option<Fact<CpuSet>>,
+    /// Task limits of all levels that have one.
+    pub tasks: Vec<TaskLevel>,
+    /// The machine around.
+    pub machine: Machine,
+    /// What was odd and how it was treated, one sentence each.
+    pub warnings: Vec<String>,
+}
+
+/// Reads `host`. Takes about ten small files per cgroup level and never fails.
+#[must_use]
+pub fn probe(host: &Host) -> Evidence {
+    let mut reader = Reader { host, warnings: Vec::new() };
+    let membership = reader.content(Path::new("/proc/self/cgroup"));
+    let ours = Membership::parse(membership.as_deref().unwrap_or_default());
+    let mountinfo = reader.content(Path::new("/proc/self/mountinfo")).unwrap_or_default();
+    let mut mounts = parse_mountinfo(&mountinfo);
+    if host.is_live() {
+        mounts.retain(machine::is_what_it_says);
+    }
+    let place = |controller| locate(host, &ours, &mounts, controller);
+    let memory = place(Controller::Memory);
+    let evidence = Evidence {
+        quotas: place(Controller::Cpu).map(|place| reader.cpu(&place)).unwrap_or_default(),
+        cpuset: place(Controller::Cpuset).and_then(|place| reader.cpuset(&place)),
+        tasks: place(Controller::Pids).map(|place| reader.tasks(&place)).unwrap_or_default(),
+        memory: memory.as_ref().map(|place| reader.memory(place)).unwrap_or_default(),
+        machine: Machine::probe(&mut reader),
+        warnings: Vec::new(),
+    };
+    let mut warnings = reader.warnings;
+    warnings.extend(memory.as_ref().and_then(doubt));
+    Evidence { warnings, ..evidence }
+}
+
+/// What a reader of the report must know about how the group was found.
+fn doubt(place: &Place) -> Option<String> {
+    let at = place.chain.first().map(|dir| dir.display().to_string()).unwrap_or_default();
+    match place.fit {
+        Fit::Exact | Fit::Default => None,
+        Fit::ByPid => Some(format!("our cgroup lies below its mount under an unknown name; {at} lists this process")),
+        Fit::Guess => Some(format!(
+            "our own cgroup directory cannot be seen (moved, removed or hidden); limits are taken from {at} upwards and a tighter one may exist"
+        )),
+    }
+}
