@@ -54,18 +54,23 @@ pub(crate) fn locate(
     best(host, path, mounts.iter().filter(|m| m.version == *version && m.carries(controller)))
 }
 
+/// The best view of our group, with the levels above it that only a wider mount shows: they bind too.
 fn best<'a>(host: &Host, path: Option<&[u8]>, mounts: impl Iterator<Item = &'a Mount>) -> Option<Place> {
-    mounts
+    let mut views: Vec<_> = mounts
         .filter_map(|mount| Some((resolve(host, path, mount)?, mount)))
-        .min_by_key(|((_, fit), mount)| {
-            let usual = mount.point.starts_with("/sys/fs/cgroup");
-            (*fit, !usual, usize::MAX - components(&mount.root).len())
-        })
-        .map(|((dir, fit), mount)| Place {
-            version: mount.version,
-            chain: chain(&dir, &mount.point),
-            fit,
-        })
+        .map(|((dir, fit), mount)| (fit, chain(&dir, &mount.point), mount))
+        .collect();
+    views.sort_by_key(|(fit, _, mount)| {
+        let usual = mount.point.starts_with("/sys/fs/cgroup");
+        (*fit, !usual, usize::MAX - components(&mount.root).len())
+    });
+    let mut views = views.into_iter();
+    let (fit, mut chain, mount) = views.next()?;
+    if fit == Fit::Exact {
+        let wider = views.filter(|view| view.0 == Fit::Exact).map(|view| view.1).max_by_key(Vec::len);
+        chain.extend(wider.into_iter().flatten().skip(chain.len()));
+    }
+    Some(Place { version: mount.version, chain, fit })
 }
 
 /// `dir` and its parents up to and including `top`.
@@ -103,15 +108,20 @@ fn resolve(host: &Host, path: Option<&[u8]>, mount: &Mount) -> Option<(PathBuf, 
         if host.is_dir(&dir) {
             return Some((dir, Fit::Exact));
         }
-        if dead {
-            // The group itself is gone, those above it still hold what we use.
-            let alive = dir.ancestors().find(|level| host.is_dir(level) || *level == mount.point);
-            return Some((alive.unwrap_or(&mount.point).to_owned(), Fit::Guess));
+        if !dead && let Some(moved) = longest_suffix(host, mount, &path[1.min(path.len())..]) {
+            return Some((moved, Fit::Guess));
         }
+        // The group itself is gone; those above it still hold what we use.
+        let alive = dir.ancestors().find(|level| *level == mount.point || host.is_dir(level));
+        return Some((alive.unwrap_or(&mount.point).to_owned(), Fit::Guess));
     }
-    let suffixes = (0..path.len()).map(|skip| join(&mount.point, &path[skip..]));
-    let found = suffixes.into_iter().find(|dir| host.is_dir(dir));
+    let found = longest_suffix(host, mount, &path);
     Some((found.unwrap_or_else(|| mount.point.clone()), Fit::Guess))
+}
+
+/// The directory that the end of `path` names below the mount: a group that was moved as a whole.
+fn longest_suffix(host: &Host, mount: &Mount, path: &[&[u8]]) -> Option<PathBuf> {
+    (0..path.len()).map(|skip| join(&mount.point, &path[skip..])).find(|dir| host.is_dir(dir))
 }
 
 fn exists_below(host: &Host, mount: &Mount, path: &[u8]) -> bool {

@@ -1,0 +1,172 @@
+//! The command line, from one table: each key is a long flag, a `THRONG_` variable and a key of the
+//! configuration file, all of the same name. Knows names and texts; what values mean is `settings`'s.
+
+use clap::{Arg, ArgAction, ArgMatches, Command};
+
+/// One setting.
+pub(crate) struct Key {
+    pub(crate) name: &'static str,
+    /// What stands for the value in the help; empty for a switch.
+    pub(crate) value: &'static str,
+    heading: &'static str,
+    help: &'static str,
+    /// Whether it may be given more than once.
+    pub(crate) repeat: bool,
+    short: Option<char>,
+}
+
+impl Key {
+    pub(crate) fn is_switch(&self) -> bool {
+        self.value.is_empty()
+    }
+
+    /// `THRONG_MAX_WORKERS`.
+    pub(crate) fn variable(&self) -> String {
+        format!("THRONG_{}", self.name.to_ascii_uppercase().replace('-', "_"))
+    }
+}
+
+const SIZING: &str = "Sizing";
+const WHAT_IF: &str = "What-if";
+const OUTPUT: &str = "Output";
+const WORKERS: &str = "Workers";
+const SOCKETS: &str = "Sockets";
+const OPERATING: &str = "Operating";
+
+const fn key(heading: &'static str, name: &'static str, value: &'static str, help: &'static str) -> Key {
+    Key { name, value, heading, help, repeat: false, short: None }
+}
+
+/// Every setting there is.
+pub(crate) const KEYS: &[Key] = &[
+    key(SIZING, "workers", "auto|N", "Run N workers; auto computes the number [default: auto]"),
+    key(SIZING, "min-workers", "N", "Never fewer than N, even where they do not fit [default: 1]"),
+    key(SIZING, "max-workers", "N", "Never more than N"),
+    key(SIZING, "worker-memory", "auto|SIZE", "Private memory of one worker; auto assumes a cost by runtime [default: auto]"),
+    key(SIZING, "workers-per-cpu", "F", "How many workers keep one CPU busy [default: 1]"),
+    key(SIZING, "cpu-round", "nearest|floor|ceil", "How a fraction of a CPU becomes whole workers [default: nearest]"),
+    key(SIZING, "headroom", "SIZE|N%", "Memory kept free below the limit [default: a tenth, half as much again without swap]"),
+    key(SIZING, "runtime-env", "on|off", "Tell runtimes their share (NODE_OPTIONS, GOMEMLIMIT, ...) where the user has not [default: on]"),
+    key(SIZING, "strict", "", "Exit with 3 where not even one worker fits"),
+    key(WHAT_IF, "memory", "SIZE", "Pretend this memory limit, tighter or wider than the real one"),
+    key(WHAT_IF, "cpus", "F", "Pretend this many CPUs"),
+    key(WHAT_IF, "sysroot", "DIR", "Read /proc and /sys under DIR: the recorded files of another machine"),
+    key(OUTPUT, "dry-run", "", "Print the sizing report and exit"),
+    key(OUTPUT, "format", "text|json|env", "Form of the report; env prints lines for a shell's eval [default: text]"),
+    key(OUTPUT, "log-format", "text|json", "Form of our own log lines on standard error [default: text]"),
+    key(OUTPUT, "color", "auto|always|never", "Colour in the report and the prefixes [default: auto]"),
+    key(OUTPUT, "prefix", "auto|on|off", "Start each line of a worker with its id; auto: on a terminal with more than one worker [default: auto]"),
+    Key { short: Some('q'), ..key(OUTPUT, "quiet", "", "Log warnings and errors only") },
+    Key { short: Some('v'), ..key(OUTPUT, "verbose", "", "Log every step; describe the machine in the report") },
+    key(WORKERS, "grace", "DURATION", "Time between the stop signal and KILL [default: 8s]"),
+    key(WORKERS, "stop-signal", "SIG", "What asks a worker to stop [default: TERM]"),
+    key(WORKERS, "restart", "always|on-failure|never", "When to replace a worker that ended [default: always; never for one worker on a terminal]"),
+    key(WORKERS, "max-restarts", "N", "Give a worker's slot up after N failed starts in a row [default: 10]"),
+    key(WORKERS, "lifetime", "DURATION", "Replace no worker that ends later than this after our start"),
+    key(WORKERS, "chdir", "DIR", "Directory the workers start in"),
+    key(WORKERS, "user", "USER[:GROUP]", "Run the workers as this user, by name or number"),
+    key(WORKERS, "env-file", "FILE", "Add the NAME=value lines of FILE to the workers' environment"),
+    key(WORKERS, "template", "", "Replace {id}, {index}, {workers} and {port} in the command's arguments"),
+    Key {
+        repeat: true,
+        ..key(SOCKETS, "listen", "ADDR", "Listen for the workers: 3000, 127.0.0.1:3000, [::]:3000 or unix:PATH; may be repeated")
+    },
+    key(SOCKETS, "share", "fd|off", "fd: every worker inherits the listening sockets (LISTEN_FDS and others) [default: off]"),
+    key(OPERATING, "config", "FILE", "Read settings from FILE [default: throng.toml here, if it is yours or root's]"),
+];
+
+/// The key of a name, dashes or underscores.
+pub(crate) fn find(name: &str) -> Option<&'static Key> {
+    KEYS.iter().find(|key| key.name == name)
+}
+
+/// Everything clap needs.
+pub(crate) fn command() -> Command {
+    let demo = Command::new("demo")
+        .about("Run a small HTTP server in as many workers as fit, on 127.0.0.1:3000")
+        .args(options());
+    // The server that `demo` runs in each worker.
+    let server = Command::new("demo-server").hide(true);
+    Command::new("throng-rs")
+        .version(env!("CARGO_PKG_VERSION"))
+        .about("Works out how many workers fit in this process's memory and CPUs, says why, runs them and keeps them alive")
+        .override_usage(
+            "throng-rs [OPTIONS] -- COMMAND [ARG]...\n       \
+             throng-rs --exec [OPTIONS] -- COMMAND [ARG]...\n       \
+             throng-rs --dry-run [OPTIONS] [-- COMMAND [ARG]...]\n       \
+             throng-rs demo [OPTIONS]",
+        )
+        .after_help(
+            "Every long flag has a twin THRONG_<FLAG> in the environment and a key of the same name in the\n\
+             configuration file; a flag beats the environment, the environment beats the file.\n\
+             Exit status: 0 stopped on request, 1 our own failure, 2 bad input, 3 --strict and nothing fits,\n\
+             126/127 COMMAND cannot be run/found, 137 a worker had to be killed, else the last failed worker's.",
+        )
+        .args(options())
+        .arg(
+            Arg::new("exec")
+                .long("exec")
+                .action(ArgAction::SetTrue)
+                .help_heading(SIZING)
+                .help("Set WEB_CONCURRENCY to the number and become COMMAND, for servers that fork by themselves"),
+        )
+        .arg(
+            Arg::new("command")
+                .value_name("COMMAND")
+                .last(true)
+                .num_args(1..)
+                .value_parser(clap::value_parser!(std::ffi::OsString))
+                .help("What to run, with its arguments"),
+        )
+        .subcommand(demo)
+        .subcommand(server)
+        .disable_help_subcommand(true)
+}
+
+fn options() -> impl Iterator<Item = Arg> {
+    KEYS.iter().map(|key| {
+        let arg = Arg::new(key.name).long(key.name).help_heading(key.heading).help(key.help);
+        let arg = match key.short {
+            Some(short) => arg.short(short),
+            None => arg,
+        };
+        match (key.is_switch(), key.repeat) {
+            (true, _) => arg.action(ArgAction::SetTrue),
+            (false, true) => arg.value_name(key.value).action(ArgAction::Append),
+            (false, false) => arg.value_name(key.value),
+        }
+        // `--workers -1` must be refused by us, with what is accepted, and not as an unknown flag.
+        .allow_hyphen_values(!key.is_switch())
+    })
+}
+
+/// What stands on the command line for one key; a switch that is there reads `true`.
+pub(crate) fn on_command_line(matches: &ArgMatches, key: &Key) -> Option<Vec<String>> {
+    if key.is_switch() {
+        return matches.get_flag(key.name).then(|| vec!["true".to_owned()]);
+    }
+    let values: Vec<String> = matches.get_many::<String>(key.name)?.cloned().collect();
+    Some(values)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_table_makes_a_sound_command() {
+        command().debug_assert();
+    }
+
+    #[test]
+    fn no_name_is_there_twice_and_each_help_is_one_phrase() {
+        let mut names: Vec<_> = KEYS.iter().map(|key| key.name).collect();
+        names.sort_unstable();
+        let all = names.len();
+        names.dedup();
+        assert_eq!(names.len(), all);
+        for key in KEYS {
+            assert!(!key.help.ends_with('.') && key.help.is_ascii(), "{}", key.name);
+        }
+    }
+}

@@ -1,0 +1,84 @@
+//! What the program does, one file a subcommand: settings in, exit status out.
+
+mod demo;
+mod run;
+mod size;
+
+use std::ffi::OsString;
+use std::io::{self, IsTerminal, Write};
+use std::process::ExitCode;
+
+use clap::error::ErrorKind;
+
+use crate::cli;
+use crate::exit::{Failure, SUCCESS, usage};
+use crate::probe::Host;
+use crate::settings::{Auto, Settings};
+
+/// The program: parses the arguments and environment of this process and does what they say.
+#[must_use]
+pub fn main() -> ExitCode {
+    let status = match perform(std::env::args_os()) {
+        Ok(status) => status,
+        Err(failure) => {
+            // Where standard error is gone, the status still tells.
+            let _ = writeln!(io::stderr(), "throng-rs: {failure}");
+            failure.status()
+        }
+    };
+    ExitCode::from(status)
+}
+
+fn perform(args: impl Iterator<Item = OsString>) -> Result<u8, Failure> {
+    let args: Vec<OsString> = args.collect();
+    let matches = match cli::command().try_get_matches_from(&args) {
+        Ok(matches) => matches,
+        Err(error) => return refuse(&error, &args),
+    };
+    let host = Host::live();
+    match matches.subcommand() {
+        Some(("demo-server", _)) => demo::serve(),
+        Some(("demo", matches)) => demo::run(Settings::read(matches, &host)?, &host),
+        _ => {
+            let settings = Settings::read(&matches, &host)?;
+            if settings.dry_run { size::report(&settings, &host) } else { run::run(settings, &host) }
+        }
+    }
+}
+
+/// Help and version go to standard output; the rest is bad input, with a hint where `--` was forgotten.
+fn refuse(error: &clap::Error, args: &[OsString]) -> Result<u8, Failure> {
+    if matches!(error.kind(), ErrorKind::DisplayHelp | ErrorKind::DisplayVersion) {
+        print(&error.render().to_string())?;
+        return Ok(SUCCESS);
+    }
+    let text = error.render().to_string();
+    let text = text.trim_end().trim_start_matches("error: ");
+    let forgotten = matches!(error.kind(), ErrorKind::UnknownArgument | ErrorKind::InvalidSubcommand)
+        && !args.iter().any(|arg| arg == "--");
+    let hint = "\n\nA command goes behind two dashes: throng-rs -- node server.js";
+    Err(usage(format!("{text}{}", if forgotten { hint } else { "" })))
+}
+
+/// Writes to standard output; a reader that has seen enough (`| head -1`) is no failure.
+fn print(text: &str) -> Result<(), Failure> {
+    let mut out = io::stdout().lock();
+    match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
+        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {
+            Err(Failure::Other(anyhow::Error::new(error).context("cannot write to standard output")))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Whether what goes to `stream` may be coloured (<https://no-color.org>).
+fn colored(choice: Auto, host: &Host, stream: &impl IsTerminal) -> bool {
+    match choice {
+        Auto::On => true,
+        Auto::Off => false,
+        Auto::Auto => {
+            stream.is_terminal() && host.env("NO_COLOR").is_none() && host.env("TERM").is_none_or(|term| term != "dumb")
+        }
+    }
+}
+

@@ -1,0 +1,180 @@
+//! The main job: size, say why, run. And `--exec`, which becomes the command instead.
+
+use std::ffi::OsString;
+use std::io::{self, IsTerminal};
+use std::path::PathBuf;
+use std::time::Duration;
+
+use anyhow::{Context, anyhow};
+use tracing::{info, warn};
+
+use super::colored;
+use super::size::{Sized, directory, environment, size};
+use crate::cli::{KEYS, Key};
+use crate::engine::{self, Config, Environment, User};
+use crate::exit::{CANNOT_EXECUTE, Failure, usage};
+use crate::fleet::{Policy, Restart};
+use crate::log;
+use crate::probe::Host;
+use crate::report;
+use crate::settings::{Auto, Format, Settings, read_env_file};
+use crate::sockets::{Address, Listener, variables};
+
+/// A worker that says nothing by itself is taken for ready when it has lived for so long.
+const READY_AFTER: Duration = Duration::from_secs(1);
+
+/// Runs the command that the settings name.
+pub(super) fn run(settings: Settings, host: &Host) -> Result<u8, Failure> {
+    if settings.command.is_empty() {
+        return Err(usage(
+            "no command given; run one with: throng-rs -- node server.js, or see the sizing report with: throng-rs --dry-run",
+        ));
+    }
+    if settings.format != Format::Text {
+        return Err(usage("--format is the form of the report and goes with --dry-run; leave it out to run the command"));
+    }
+    if settings.sysroot.is_some() {
+        return Err(usage("--sysroot describes another machine and goes with --dry-run; leave it out to run the command here"));
+    }
+    let words = settings.command.clone();
+    start(settings, host, None, words)
+}
+
+/// Runs `words` from the file `program`, or from where `PATH` says.
+pub(super) fn start(
+    settings: Settings,
+    host: &Host,
+    program: Option<PathBuf>,
+    words: Vec<OsString>,
+) -> Result<u8, Failure> {
+    log::start(settings.log_json, settings.quiet, settings.verbose);
+    let dir = directory(&settings)?;
+    let mut env = Environment::inherit(host.env_all(), KEYS.iter().map(Key::variable));
+    if let Some(file) = &settings.env_file {
+        for (name, value) in read_env_file(file)? {
+            env.set(&name, value);
+        }
+    }
+    let program = match (program, words.first()) {
+        (Some(program), _) => program,
+        (None, Some(word)) => engine::find(word, env.get("PATH"), &dir)?,
+        (None, None) => return Err(usage("no command given")),
+    };
+    let user = settings.user.as_deref().map(user).transpose()?;
+    let sized = size(&settings, host, Some(&program))?;
+    for (name, value) in environment(&settings, &sized.plan) {
+        // What the environment file says is the user's choice too.
+        let ours = name.starts_with("WEB_CONCURRENCY");
+        if ours || env.get(&name).is_none_or(|set| host.env(&name) == Some(set)) {
+            env.set(&name, value);
+        }
+    }
+    say_why(&sized);
+    let dir = settings.chdir.is_some().then_some(dir);
+    if settings.exec {
+        let vars: Vec<_> = env.all().iter().map(|(name, value)| (name.clone(), value.clone())).collect();
+        let error = engine::replace(&program, &words, &vars, dir.as_deref(), user.as_ref());
+        let message = format!("cannot execute {}: {error}", program.display());
+        return Err(Failure::Command { status: CANNOT_EXECUTE, message });
+    }
+    if settings.template && settings.command.iter().any(|word| word.to_string_lossy().contains("{port}")) && env.get("PORT").is_none() {
+        return Err(usage("--template has a {port} to replace, and PORT is not set; set it, or leave {port} out"));
+    }
+    let listeners = settings.listen.iter().map(bind).collect::<Result<Vec<_>, _>>()?;
+    let addresses: Vec<Address> = listeners.iter().map(|listener| listener.address.clone()).collect();
+    let mut env = env.without_ours().with_share(sized.plan.worker_memory, sized.plan.worker_cpus);
+    for (name, value) in variables(&addresses) {
+        env.set(&name, value);
+    }
+    for address in &addresses {
+        info!(event = "listening", address = %address, "listening on {address}");
+    }
+    let config = configure(&settings, host, &sized, Parts { program, words, env, user, dir, listeners });
+    Ok(engine::run(config)?)
+}
+
+/// What was made from the settings on the way.
+struct Parts {
+    program: PathBuf,
+    words: Vec<OsString>,
+    env: Environment,
+    user: Option<User>,
+    dir: Option<PathBuf>,
+    listeners: Vec<Listener>,
+}
+
+fn configure(settings: &Settings, host: &Host, sized: &Sized, parts: Parts) -> Config {
+    let workers = sized.plan.workers;
+    // `docker run -it image sh`: one worker that was asked for has the terminal and is not restarted.
+    let asked_for_one = workers == 1 && settings.workers.is_some();
+    let at_terminal = asked_for_one && io::stdin().is_terminal();
+    let restart = settings.restart.unwrap_or(if at_terminal { Restart::Never } else { Restart::Always });
+    let prefix = match settings.prefix {
+        Auto::On => true,
+        Auto::Off => false,
+        Auto::Auto => io::stdout().is_terminal() && workers > 1,
+    };
+    Config {
+        program: parts.program,
+        words: parts.words,
+        template: settings.template,
+        env: parts.env,
+        policy: Policy {
+            restart,
+            max_restarts: settings.max_restarts,
+            grace: settings.grace,
+            ready_after: READY_AFTER,
+            lifetime: settings.lifetime,
+            seed: u64::from(std::process::id()),
+        },
+        workers,
+        stop_signal: settings.stop_signal,
+        prefix,
+        color: colored(settings.color, host, &io::stdout()),
+        terminal: at_terminal && restart == Restart::Never,
+        user: parts.user,
+        dir: parts.dir,
+        listeners: parts.listeners,
+    }
+}
+
+fn user(text: &str) -> Result<User, Failure> {
+    let user = User::find(text).map_err(|error| usage(format!("bad value \"{text}\" for --user: {error}")))?;
+    let me = nix::unistd::geteuid();
+    if !me.is_root() && (user.uid != me || user.gid != nix::unistd::getegid()) {
+        return Err(usage(format!("--user {text} needs root, to become another user; leave it out or start as root")));
+    }
+    Ok(user)
+}
+
+fn bind(address: &Address) -> Result<Listener, Failure> {
+    Listener::bind(address).map_err(|error| {
+        let port = match address {
+            Address::Port(port) => Some(*port),
+            Address::Tcp(address) => Some(address.port()),
+            Address::Unix(_) => None,
+        };
+        let holder = if error.kind() == io::ErrorKind::AddrInUse { port.and_then(engine::holder) } else { None };
+        let holder = holder.map(|holder| format!("; {holder} listens there")).unwrap_or_default();
+        Failure::Other(anyhow!(error).context(format!("cannot listen on {address}{holder}")))
+    })
+}
+
+fn say_why(sized: &Sized) {
+    let plan = &sized.plan;
+    let lines = report::brief(plan, &sized.subject);
+    let (workers, bound_by) = (plan.workers, plan.bound_by.name());
+    for (index, line) in lines.iter().enumerate() {
+        let indent = if index == 0 { "" } else { "  " };
+        info!(event = "plan", workers, bound_by, memory_bytes = plan.worker_memory, cpus = plan.worker_cpus, "{indent}{line}");
+    }
+    for warning in &plan.warnings {
+        warn!(event = "plan_warning", "{warning}");
+    }
+}
+
+/// This program's own file, for workers that are we ourselves.
+pub(super) fn own_program() -> Result<PathBuf, Failure> {
+    let path = std::env::current_exe().context("cannot find our own program file")?;
+    Ok(path)
+}

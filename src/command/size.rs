@@ -1,0 +1,147 @@
+//! From settings to a plan, and `--dry-run`.
+
+use std::collections::BTreeMap;
+use std::ffi::OsStr;
+use std::path::{Path, PathBuf};
+
+use super::{colored, print};
+use crate::engine::{find, head};
+use crate::exit::{Failure, SUCCESS, usage};
+use crate::plan::{Plan, Request, Runtime, plan};
+use crate::probe::{Host, probe};
+use crate::report;
+use crate::settings::{Format, Settings};
+use crate::units::show_size;
+
+/// A plan with what it is for.
+pub(super) struct Sized {
+    pub(super) plan: Plan,
+    /// ` of node server.js`, or nothing where there is no command.
+    pub(super) subject: String,
+}
+
+/// Computes the plan. `program` is where the command was found, if it was looked for and found.
+pub(super) fn size(settings: &Settings, host: &Host, program: Option<&Path>) -> Result<Sized, Failure> {
+    let recorded = match &settings.sysroot {
+        Some(dir) => Some(Host::sysroot(dir).map_err(|error| {
+            usage(format!("cannot read the machine under --sysroot {}: {error}; give a folder that holds proc and sys", dir.display()))
+        })?),
+        None => None,
+    };
+    let mut resources = probe(recorded.as_ref().unwrap_or(host)).resolve();
+    if let Some(memory) = &settings.memory {
+        resources = resources.pretend_memory(memory.value, memory.origin.as_deref().unwrap_or_default());
+    }
+    if let Some(cpus) = &settings.cpus {
+        resources = resources.pretend_cpus(cpus.value, cpus.origin.as_deref().unwrap_or_default());
+    }
+    let mut plan = plan(resources, &request(settings, host, program));
+    plan.warnings.extend(settings.warnings.iter().cloned());
+    if settings.strict && !plan.fits {
+        let reason = plan.warnings.iter().find(|warning| warning.contains("not even one") || warning.contains("pids.max"));
+        return Err(Failure::DoesNotFit(reason.cloned().unwrap_or_else(|| "not even one worker fits".to_owned())));
+    }
+    let words: Vec<_> = settings.command.iter().map(|word| word.to_string_lossy()).collect();
+    let subject = if words.is_empty() { String::new() } else { format!(" of {}", words.join(" ")) };
+    Ok(Sized { plan, subject })
+}
+
+fn request(settings: &Settings, host: &Host, program: Option<&Path>) -> Request {
+    let runtime = settings.command.first().map_or(Runtime::Other, |word| {
+        let head = program.map(head).unwrap_or_default();
+        Runtime::recognise(&word.to_string_lossy(), &head)
+    });
+    Request {
+        workers: settings.workers.clone(),
+        advice: settings.advice.clone(),
+        min_workers: settings.min_workers.clone(),
+        max_workers: settings.max_workers.clone(),
+        worker_memory: settings.worker_memory.clone(),
+        workers_per_cpu: settings.workers_per_cpu.clone(),
+        cpu_round: settings.cpu_round.clone(),
+        headroom: settings.headroom.clone(),
+        runtime,
+        runtime_env: settings.runtime_env,
+        single_tree: settings.exec || settings.format == Format::Env,
+        env: readable(host),
+    }
+}
+
+fn readable(host: &Host) -> BTreeMap<String, String> {
+    let text = |value: &OsStr| value.to_str().map(str::to_owned);
+    host.env_all().iter().filter_map(|(name, value)| Some((text(name)?, text(value)?))).collect()
+}
+
+/// What a worker (or with `--exec` the command) is told beside its own identity.
+pub(super) fn environment(settings: &Settings, plan: &Plan) -> BTreeMap<String, String> {
+    let tree = settings.exec || settings.format == Format::Env;
+    let concurrency = if tree { plan.workers } else { 1 };
+    let mut env: BTreeMap<_, _> = plan.environment.iter().map(|v| (v.name.clone(), v.value.clone())).collect();
+    env.insert("WEB_CONCURRENCY".to_owned(), concurrency.to_string());
+    // A number that the user pinned stays his: marked as ours, the next evaluation of the same
+    // profile line would take it for advice.
+    let pinned = settings.workers.as_ref().is_some_and(|given| given.origin.as_deref() == Some("env:WEB_CONCURRENCY"));
+    if !(settings.format == Format::Env && pinned) {
+        env.insert("WEB_CONCURRENCY_SET_BY".to_owned(), "throng-rs".to_owned());
+    }
+    env
+}
+
+/// `--dry-run`: prints the report and starts nothing.
+pub(super) fn report(settings: &Settings, host: &Host) -> Result<u8, Failure> {
+    let found = look_for(settings, host);
+    let mut sized = size(settings, host, found.as_ref().ok().and_then(Option::as_deref))?;
+    if let Err(failure) = found {
+        sized.plan.warnings.push(failure.to_string());
+    }
+    let env = environment(settings, &sized.plan);
+    let machine = settings.verbose.then(machine);
+    let text = match settings.format {
+        Format::Text => {
+            let color = colored(settings.color, host, &std::io::stdout());
+            report::text(&sized.plan, &sized.subject, &env, machine.as_deref(), color)
+        }
+        Format::Json => report::json(&sized.plan, &env, machine),
+        Format::Env => report::shell(&env),
+    };
+    print(&text)?;
+    Ok(SUCCESS)
+}
+
+/// The command's file, where there is a command and it is one of this machine.
+fn look_for(settings: &Settings, host: &Host) -> Result<Option<PathBuf>, Failure> {
+    match settings.command.first() {
+        Some(program) if settings.sysroot.is_none() => {
+            find(program, host.env("PATH"), &directory(settings)?).map(Some)
+        }
+        _ => Ok(None),
+    }
+}
+
+/// Where the workers start, absolute.
+pub(super) fn directory(settings: &Settings) -> Result<PathBuf, Failure> {
+    let here = std::env::current_dir().unwrap_or_else(|_| PathBuf::from("/"));
+    let Some(dir) = &settings.chdir else { return Ok(here) };
+    let dir = here.join(dir);
+    if !dir.is_dir() {
+        return Err(usage(format!("--chdir {} is no directory; create it or give another", dir.display())));
+    }
+    Ok(dir)
+}
+
+/// One line about this machine, for reports that are passed on.
+fn machine() -> String {
+    use sysinfo::System;
+    let memory = System::new().map(|mut system| {
+        system.refresh_memory();
+        show_size(system.total_memory())
+    });
+    let known = |text: Option<String>| text.unwrap_or_else(|| "an unknown".to_owned());
+    format!(
+        "{} system, kernel {}, {}, {} of memory",
+        known(System::long_os_version().ok()),
+        known(System::kernel_version().ok()),
+        System::cpu_arch(),
+        known(memory.ok())
+    )
+}

@@ -1,0 +1,64 @@
+//! Why a worker ended, where its siblings tell: the commonest mistake is a server that binds its
+//! port by itself, N times.
+
+use std::time::Duration;
+
+use tracing::error;
+
+use super::{Engine, ports};
+use crate::fleet::{Ended, Event, WorkerKey};
+
+/// A server that finds its port taken does not live longer.
+const SOON: Duration = Duration::from_secs(30);
+
+/// A port that one worker wanted and another one has.
+#[derive(Debug)]
+pub(super) struct Taken {
+    port: u16,
+    wanted_by: u32,
+    /// The pid of the worker that listens.
+    holder: i32,
+}
+
+impl Engine {
+    /// The port that `worker`, which has just ended, could not have because a sibling listens on it.
+    ///
+    /// Believed where the worker said so itself (every runtime has words for it), or where it was told
+    /// its port by `PORT` and a sibling listens on exactly that.
+    pub(super) fn wanted_port(&self, worker: WorkerKey) -> Option<Taken> {
+        let ended = self.running.get(&worker)?;
+        if self.fleet.is_ending() || !self.config.listeners.is_empty() || self.now() > ended.since + SOON {
+            return None;
+        }
+        let tail = ended.tail.borrow();
+        let said = ports::says_taken(tail.words());
+        let told = self.config.env.get("PORT").and_then(|port| port.to_str()?.parse().ok());
+        if !said && told.is_none() {
+            return None;
+        }
+        let words = String::from_utf8_lossy(tail.words());
+        let siblings = self.running.values().filter(|running| !running.reaped);
+        let mut open: Vec<(u16, i32)> = siblings
+            .flat_map(|running| ports::listening(running.pid).into_iter().map(|port| (port, running.pid.as_raw())))
+            .collect();
+        // The one that it named comes first, then the one that it was told.
+        open.sort_by_key(|(port, _)| (!words.contains(&port.to_string()), Some(*port) != told));
+        let (port, holder) = open.into_iter().find(|(port, _)| said || Some(*port) == told)?;
+        Some(Taken { port, wanted_by: ended.slot, holder })
+    }
+
+    pub(super) fn port_taken(&mut self, taken: &Taken, how: Ended) {
+        if self.fleet.is_ending() {
+            return;
+        }
+        let Taken { port, wanted_by, holder } = taken;
+        let owner = self.running.values().find(|running| running.pid.as_raw() == *holder).map_or(0, |running| running.slot);
+        error!(
+            event = "port_taken",
+            port,
+            "worker {wanted_by} wanted port {port}, on which worker {owner} (pid {holder}) listens: only one process can bind it by itself. \
+             Add --listen {port} --share fd if the server takes an inherited socket (LISTEN_FDS), or run one with --workers 1"
+        );
+        self.tell(Event::Abort { status: how.status().max(1) });
+    }
+}

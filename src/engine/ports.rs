@@ -1,0 +1,79 @@
+//! Who listens where, by `/proc`: to say which worker holds the port that another one wanted.
+
+use std::collections::HashSet;
+
+use nix::unistd::Pid;
+use procfs::net::TcpState;
+use procfs::process::{FDTarget, Process};
+
+/// The TCP ports that processes of the group `leader` listen on, in order.
+pub(crate) fn listening(leader: Pid) -> Vec<u16> {
+    let sockets: HashSet<u64> = members(leader).iter().flat_map(sockets).collect();
+    let mut ports: Vec<u16> = listeners().into_iter().filter(|(inode, _)| sockets.contains(inode)).map(|(_, port)| port).collect();
+    ports.sort_unstable();
+    ports.dedup();
+    ports
+}
+
+/// The process that listens on `port`, as far as `/proc` shows it: pid and command.
+pub(crate) fn holder(port: u16) -> Option<String> {
+    let inodes: HashSet<u64> = listeners().into_iter().filter(|(_, p)| *p == port).map(|(inode, _)| inode).collect();
+    let process = procfs::process::all_processes().ok()?.flatten().find(|process| sockets(process).iter().any(|inode| inodes.contains(inode)))?;
+    let name = process.stat().map(|stat| stat.comm).unwrap_or_default();
+    Some(format!("pid {} ({name})", process.pid()))
+}
+
+/// Listening sockets: inode and port.
+fn listeners() -> Vec<(u64, u16)> {
+    let entries = procfs::net::tcp().into_iter().chain(procfs::net::tcp6()).flatten();
+    entries.filter(|entry| entry.state == TcpState::Listen).map(|entry| (entry.inode, entry.local_address.port())).collect()
+}
+
+fn members(leader: Pid) -> Vec<Process> {
+    let Ok(all) = procfs::process::all_processes() else { return Vec::new() };
+    all.flatten().filter(|process| process.stat().is_ok_and(|stat| stat.pgrp == leader.as_raw())).collect()
+}
+
+fn sockets(process: &Process) -> Vec<u64> {
+    let Ok(open) = process.fd() else { return Vec::new() };
+    open.flatten()
+        .filter_map(|fd| match fd.target {
+            FDTarget::Socket(inode) => Some(inode),
+            _ => None,
+        })
+        .collect()
+}
+
+/// Whether a worker's last words say that its port was taken: the forms of Node, Python, Ruby, Go,
+/// Java, PHP, Rust and nginx.
+pub(crate) fn says_taken(words: &[u8]) -> bool {
+    let text = String::from_utf8_lossy(words).to_ascii_lowercase();
+    ["eaddrinuse", "address already in use", "address in use", "addrinuse", "port is already allocated"]
+        .iter()
+        .any(|form| text.contains(form))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::TcpListener;
+
+    use super::*;
+
+    #[test]
+    fn our_own_listener_is_found() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let leader = nix::unistd::getpgrp();
+        assert!(listening(leader).contains(&port));
+        assert!(holder(port).unwrap().contains("pid "));
+        drop(listener);
+        assert!(!listening(leader).contains(&port));
+    }
+
+    #[test]
+    fn last_words() {
+        assert!(says_taken(b"Error: listen EADDRINUSE: address already in use :::3000"));
+        assert!(says_taken(b"OSError: [Errno 98] Address already in use"));
+        assert!(!says_taken(b"Error: cannot find module"));
+    }
+}

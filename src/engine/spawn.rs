@@ -1,0 +1,281 @@
+//! Starting one process: everything that has to happen between fork and exec, in this order.
+//!
+//! `std::process::Command` forks, sets up the standard descriptors and reports a failed exec; the
+//! closure does the rest and calls `execve` itself, because only the child knows its pid, which
+//! `LISTEN_PID` must hold (`sd_listen_fds(3)`).
+#![expect(unsafe_code, reason = "between fork and exec there is no safe interface")]
+
+use std::ffi::{CStr, CString, OsString};
+use std::fs::OpenOptions;
+use std::io::{self, Write};
+use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd, RawFd};
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::process::CommandExt;
+use std::path::Path;
+use std::process::{Command, Stdio};
+
+use nix::errno::Errno;
+use nix::libc;
+use nix::sys::prctl::set_pdeathsig;
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
+use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, SigmaskHow, Signal, sigaction, sigprocmask};
+use nix::unistd::{Pid, execve, getpid, getppid, setgid, setgroups, setpgid, setuid, tcsetpgrp};
+
+use super::user::User;
+use crate::fleet::Ended;
+use crate::sockets::FIRST_FD;
+
+/// How much more likely than us the kernel is to kill a worker (`proc_pid_oom_score_adj(5)`).
+const OOM_RAISE: i32 = 100;
+const OOM_MOST: i32 = 1000;
+
+/// What all starts have in common.
+#[derive(Debug)]
+pub(crate) struct Spawner {
+    /// The signal mask that we were started with.
+    pub(crate) mask: SigSet,
+    pub(crate) user: Option<User>,
+    pub(crate) dir: Option<std::path::PathBuf>,
+    /// Inherited from [`FIRST_FD`] on; what follows the listening sockets is a channel.
+    pub(crate) descriptors: Vec<OwnedFd>,
+    /// Open files at the places where the descriptors will be put, so that nothing else gets there.
+    _places: Vec<OwnedFd>,
+    limits: (u64, u64),
+    oom_score: Option<i32>,
+}
+
+/// One start.
+pub(crate) struct Launch<'a> {
+    pub(crate) program: &'a Path,
+    pub(crate) words: &'a [OsString],
+    pub(crate) env: Vec<CString>,
+    pub(crate) stdin: Stdio,
+    pub(crate) stdout: Stdio,
+    pub(crate) stderr: Stdio,
+    /// The terminal to hand over.
+    pub(crate) terminal: Option<BorrowedFd<'a>>,
+    /// The `cgroup.procs` of a group to join.
+    pub(crate) cgroup: Option<BorrowedFd<'a>>,
+}
+
+impl Spawner {
+    /// Raises the limit of open files for us; children get theirs back. `descriptors` are moved out
+    /// of the way of the numbers that they will have in the workers.
+    pub(crate) fn new(
+        mask: SigSet,
+        user: Option<User>,
+        dir: Option<std::path::PathBuf>,
+        descriptors: Vec<OwnedFd>,
+    ) -> io::Result<Self> {
+        let limits = getrlimit(Resource::RLIMIT_NOFILE)?;
+        // A failure leaves us with what we have.
+        let _ = setrlimit(Resource::RLIMIT_NOFILE, limits.1, limits.1);
+        let end = FIRST_FD + i32::try_from(descriptors.len()).unwrap_or(0);
+        let descriptors: Vec<OwnedFd> = descriptors.iter().map(|fd| above(fd, end)).collect::<io::Result<_>>()?;
+        let mut places = Vec::new();
+        if !descriptors.is_empty() {
+            // Each open takes the lowest free number, so this fills every gap below `end`.
+            loop {
+                let place: OwnedFd = OpenOptions::new().read(true).open("/dev/null")?.into();
+                if place.as_raw_fd() >= end {
+                    break;
+                }
+                places.push(place);
+            }
+        }
+        let oom_score = std::fs::read_to_string("/proc/self/oom_score_adj").ok();
+        let oom_score = oom_score.and_then(|text| text.trim().parse().ok());
+        Ok(Self { mask, user, dir, descriptors, _places: places, limits, oom_score })
+    }
+
+    /// Starts a process and returns its pid. The caller reaps it.
+    pub(crate) fn spawn(&self, launch: Launch<'_>) -> io::Result<Pid> {
+        let program = CString::new(launch.program.as_os_str().as_bytes())?;
+        let words: Vec<CString> =
+            launch.words.iter().map(|word| CString::new(word.as_bytes())).collect::<Result<_, _>>()?;
+        let mut command = Command::new(launch.program);
+        command.stdin(launch.stdin).stdout(launch.stdout).stderr(launch.stderr);
+        if let Some(dir) = &self.dir {
+            command.current_dir(dir);
+        }
+        let child = Child {
+            program,
+            words,
+            env: launch.env,
+            parent: getpid(),
+            oom_score: self.oom_score.map(|score| (score + OOM_RAISE).min(OOM_MOST)),
+            cgroup: launch.cgroup.map(|fd| fd.as_raw_fd()),
+            terminal: launch.terminal.map(|fd| fd.as_raw_fd()),
+            limits: self.limits,
+            user: self.user.clone(),
+            descriptors: self.descriptors.iter().map(AsRawFd::as_raw_fd).collect(),
+            mask: self.mask,
+        };
+        // SAFETY: this process has one thread (no blocking pool is ever used, and the runtime is
+        // single-threaded), so after the fork no lock can be held by a thread that does not exist in
+        // the child, and the closure may allocate and call what it likes. It touches only its own
+        // copies and descriptors that stay open in the parent until `spawn` returns.
+        unsafe {
+            command.pre_exec(move || child.become_program());
+        }
+        let child = command.spawn()?;
+        Ok(Pid::from_raw(child.id().cast_signed()))
+    }
+}
+
+/// A copy of `fd` that is at least `end`, closed on exec.
+fn above(fd: &OwnedFd, end: RawFd) -> io::Result<OwnedFd> {
+    use std::os::fd::FromRawFd;
+    let copy = nix::fcntl::fcntl(fd, nix::fcntl::FcntlArg::F_DUPFD_CLOEXEC(end))?;
+    // SAFETY: fcntl just returned this descriptor, and nothing else owns it.
+    Ok(unsafe { OwnedFd::from_raw_fd(copy) })
+}
+
+/// What the child needs; made before the fork.
+struct Child {
+    program: CString,
+    words: Vec<CString>,
+    env: Vec<CString>,
+    parent: Pid,
+    oom_score: Option<i32>,
+    cgroup: Option<RawFd>,
+    terminal: Option<RawFd>,
+    limits: (u64, u64),
+    user: Option<User>,
+    descriptors: Vec<RawFd>,
+    mask: SigSet,
+}
+
+impl Child {
+    /// Runs in the child and returns only where the exec failed.
+    fn become_program(&self) -> io::Result<()> {
+        setpgid(Pid::from_raw(0), Pid::from_raw(0))?;
+        // Before the user changes: afterwards the file belongs to root. No /proc, no raise.
+        if let Some(score) = self.oom_score
+            && let Ok(mut file) = OpenOptions::new().write(true).open("/proc/self/oom_score_adj")
+        {
+            let _ = write!(file, "{score}");
+        }
+        if let Some(procs) = self.cgroup {
+            // SAFETY: the parent keeps this descriptor open until the spawn has returned.
+            nix::unistd::write(unsafe { BorrowedFd::borrow_raw(procs) }, b"0")?;
+        }
+        setrlimit(Resource::RLIMIT_NOFILE, self.limits.0, self.limits.1)?;
+        if let Some(user) = &self.user {
+            // Somebody who is not root may name himself, and cannot change groups.
+            if nix::unistd::geteuid().is_root() {
+                setgroups(&user.groups)?;
+            }
+            setgid(user.gid)?;
+            setuid(user.uid)?;
+        }
+        // After the user has changed, which clears it (`PR_SET_PDEATHSIG(2const)`).
+        set_pdeathsig(Signal::SIGKILL)?;
+        if getppid() != self.parent {
+            return Err(io::Error::other("the launcher has gone"));
+        }
+        self.place_descriptors()?;
+        if let Some(terminal) = self.terminal {
+            // SAFETY: as above.
+            tcsetpgrp(unsafe { BorrowedFd::borrow_raw(terminal) }, getpid())?;
+        }
+        sigprocmask(SigmaskHow::SIG_SETMASK, Some(&self.mask), None)?;
+        self.exec()
+    }
+
+    fn place_descriptors(&self) -> io::Result<()> {
+        for (place, fd) in (FIRST_FD..).zip(&self.descriptors) {
+            // SAFETY: dup2 onto a number that a placeholder holds; its owner is in the parent, and
+            // this child only ever execs. The copy does not close on exec, which is the point.
+            Errno::result(unsafe { libc::dup2(*fd, place) })?;
+        }
+        Ok(())
+    }
+
+    fn exec(&self) -> io::Result<()> {
+        let mut env: Vec<&CStr> = self.env.iter().map(CString::as_c_str).collect();
+        let own_pid;
+        if !self.descriptors.is_empty() {
+            own_pid = CString::new(format!("LISTEN_PID={}", getpid()))?;
+            env.push(&own_pid);
+        }
+        let failure = match execve(&self.program, &self.words, &env) {
+            // A script without an interpreter line: execvp(3) and every shell run it by sh.
+            Err(Errno::ENOEXEC) => {
+                let mut words: Vec<&CStr> = vec![c"sh", &self.program];
+                words.extend(self.words.iter().skip(1).map(CString::as_c_str));
+                execve(c"/bin/sh", &words, &env)
+            }
+            other => other,
+        };
+        match failure {
+            Ok(never) => match never {},
+            Err(errno) => Err(errno.into()),
+        }
+    }
+}
+
+/// What became of a child.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Change {
+    Ended(Ended),
+    Stopped,
+}
+
+/// The next child of ours, adopted ones included, that has ended (and is hereby reaped) or stopped.
+///
+/// By hand because nix's `waitpid` cannot name real-time signals: the child would be reaped and lost.
+pub(crate) fn wait_any() -> Option<(Pid, Change)> {
+    loop {
+        let mut status = 0;
+        // SAFETY: waitpid writes one int, which is ours.
+        let pid = unsafe { libc::waitpid(-1, &raw mut status, libc::WNOHANG | libc::WUNTRACED) };
+        if pid == -1 && Errno::last() == Errno::EINTR {
+            continue;
+        }
+        if pid <= 0 {
+            return None;
+        }
+        let change = if libc::WIFEXITED(status) {
+            Change::Ended(Ended::Code(u8::try_from(libc::WEXITSTATUS(status)).unwrap_or(u8::MAX)))
+        } else if libc::WIFSIGNALED(status) {
+            Change::Ended(Ended::Signal(libc::WTERMSIG(status)))
+        } else {
+            Change::Stopped
+        };
+        return Some((Pid::from_raw(pid), change));
+    }
+}
+
+/// Makes ended children stay until they are reaped, also where our parent had ignored `SIGCHLD`.
+pub(crate) fn keep_zombies() -> io::Result<()> {
+    let default = SigAction::new(SigHandler::SigDfl, SaFlags::empty(), SigSet::empty());
+    // SAFETY: the default action runs no code of ours.
+    unsafe { sigaction(Signal::SIGCHLD, &default) }?;
+    Ok(())
+}
+
+/// Makes this process the command; returns only where that failed.
+pub(crate) fn replace(program: &Path, words: &[OsString], env: &[(OsString, OsString)], dir: Option<&Path>, user: Option<&User>) -> io::Error {
+    let mut command = Command::new(program);
+    command.args(words.iter().skip(1)).env_clear().envs(env.iter().map(|(name, value)| (name, value)));
+    if let Some(word) = words.first() {
+        command.arg0(word);
+    }
+    if let Some(dir) = dir {
+        command.current_dir(dir);
+    }
+    if let Some(user) = user {
+        let change = || {
+            if nix::unistd::geteuid().is_root() {
+                setgroups(&user.groups)?;
+            }
+            setgid(user.gid)?;
+            setuid(user.uid)
+        };
+        if let Err(errno) = change() {
+            return errno.into();
+        }
+    }
+    command.exec()
+}

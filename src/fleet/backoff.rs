@@ -1,0 +1,32 @@
+//! How long a slot waits before its next start.
+
+use std::time::Duration;
+
+/// The first wait.
+const FIRST: Duration = Duration::from_millis(100);
+/// The longest wait.
+const LONGEST: Duration = Duration::from_secs(30);
+
+/// The wait after `ends` early ends in a row (1 is the first): doubled each time up to [`LONGEST`],
+/// and up to a quarter longer, so that workers that fell together do not come back together.
+pub(crate) fn delay(ends: u32, random: &mut fastrand::Rng) -> Duration {
+    let doublings = ends.saturating_sub(1).min(20);
+    let base = FIRST.saturating_mul(1 << doublings).min(LONGEST);
+    base.mul_f64(1.0 + random.f64() / 4.0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn doubles_to_a_limit_with_jitter_upwards() {
+        let mut random = fastrand::Rng::with_seed(7);
+        let mut at = |ends| delay(ends, &mut random).as_millis();
+        assert!((100..=125).contains(&at(1)));
+        assert!((200..=250).contains(&at(2)));
+        assert!((25_600..=32_000).contains(&at(9)));
+        assert!((30_000..=37_500).contains(&at(10)));
+        assert!((30_000..=37_500).contains(&at(u32::MAX)));
+    }
+}

@@ -1,0 +1,175 @@
+//! The reasoning in words: each input with its file, what each resource allows, what to be warned of.
+
+use super::reason::{Bound, Given, Step};
+use super::sizing::{Headroom, Inputs, MemoryRoom, Outcome};
+use super::whatif::rounding_words;
+use super::{Request, worker_memory};
+use crate::probe::{Ceiling, Resources};
+use crate::units::{plural, show_number, show_size};
+
+pub(crate) struct Explained {
+    pub(crate) steps: Vec<Step>,
+    pub(crate) verdict: Vec<String>,
+    pub(crate) warnings: Vec<String>,
+}
+
+pub(crate) fn explain(
+    resources: &Resources,
+    request: &Request,
+    inputs: &Inputs,
+    outcome: &Outcome,
+) -> Explained {
+    let mut told = Explained { steps: Vec::new(), verdict: Vec::new(), warnings: Vec::new() };
+    told.memory(resources, request, inputs, outcome);
+    told.cpu(resources, request, outcome);
+    told.tasks(resources, inputs, outcome);
+    told.settings(request, outcome);
+    told.warn(resources, inputs, outcome);
+    told
+}
+
+impl Explained {
+    fn step(&mut self, name: &str, value: impl Into<String>, source: Option<&str>, because: impl Into<String>) {
+        self.steps.push(Step::new(name, value, source, because));
+    }
+
+    fn memory(&mut self, resources: &Resources, request: &Request, inputs: &Inputs, outcome: &Outcome) {
+        let (Some(room), Some(ceiling)) = (&outcome.memory, outcome.ceiling(inputs)) else {
+            self.step("memory", "unknown", None, "no limit and no /proc/meminfo: only the CPUs count");
+            return;
+        };
+        self.ceiling(resources, request, ceiling, room);
+        if ceiling.used > 0 {
+            self.step("in use", show_size(ceiling.used), None, "by others below the same limit, page cache that can be dropped left out");
+        }
+        self.step("left for workers", show_size(room.budget), None, "the limit less all of the above");
+        let cost = worker_memory(request);
+        let because = match cost.origin {
+            Some(_) => "private memory, as told".to_owned(),
+            None => format!("assumed for {}; --worker-memory says better", request.runtime.name()),
+        };
+        self.step("one worker", show_size(cost.value), cost.origin.as_deref(), because);
+        let words = format!("{} of {} in {}", plural(room.workers, "worker"), show_size(cost.value), show_size(room.budget));
+        self.verdict.push(format!("memory allows {words}"));
+    }
+
+    fn ceiling(&mut self, resources: &Resources, request: &Request, ceiling: &Ceiling, room: &MemoryRoom) {
+        let tightest = resources.memory.limit.as_ref();
+        if let Some(limit) = &ceiling.limit {
+            let (name, because) = if resources.memory.ram.as_ref() == Some(limit) {
+                let because = if tightest.is_some() { "the machine itself has less room left than the limit" } else { "no limit below the machine's memory" };
+                ("machine memory", because)
+            } else if tightest == Some(limit) {
+                ("memory limit", "the kernel kills above it")
+            } else {
+                ("memory limit", "a level above ours, with less room left than our own")
+            };
+            self.step(name, show_size(limit.value), Some(&limit.source), because);
+            if room.by_high {
+                // The headroom below the hard limit plays no part where throttling comes first.
+            } else {
+                let because = match &request.headroom {
+                    Some(Given { value: Headroom::Share(_), .. }) => "a share of the limit, as told",
+                    Some(_) => "as told",
+                    None if resources.memory.swap => "a tenth, 48 MiB to 1 GiB: kernel, page tables, sockets, hot files",
+                    None => "15 %, 72 MiB to 1.5 GiB, as no swap takes a peak: kernel, page tables, sockets, hot files",
+                };
+                let origin = request.headroom.as_ref().and_then(|given| given.origin.as_deref());
+                self.step("headroom", show_size(room.headroom), origin, because);
+            }
+        }
+        if let Some(high) = &ceiling.high {
+            let because = if room.by_high { "above it the kernel throttles: 95 % of it is the target" } else { "throttling; above what the hard limit leaves" };
+            self.step("memory.high", show_size(high.value), Some(&high.source), because);
+        }
+    }
+
+    fn cpu(&mut self, resources: &Resources, request: &Request, outcome: &Outcome) {
+        let cpu = &resources.cpu;
+        if let Some(quota) = &cpu.quota {
+            self.step("CPU quota", plural_cpus(quota.value.as_f64()), Some(&quota.source), "CPU time per wall-clock time, never rounded here");
+        }
+        let binding = cpu.quota.as_ref().is_none_or(|quota| Some(&quota.source) != cpu.source.as_ref());
+        if let Some(set) = cpu.set {
+            let source = cpu.source.as_deref().filter(|_| binding);
+            self.step("CPUs to run on", set.to_string(), source, "affinity and cpuset together");
+        }
+        let per_cpu = &request.workers_per_cpu;
+        if per_cpu.origin.is_some() {
+            self.step("workers per CPU", show_number(per_cpu.value), per_cpu.origin.as_deref(), "as told");
+        }
+        let round = &request.cpu_round;
+        if round.origin.is_some() {
+            self.step("CPU rounding", rounding_words(round.value), round.origin.as_deref(), "as told");
+        }
+        let factor = match show_number(per_cpu.value).as_str() {
+            "1" => String::new(),
+            many => format!(" × {many}"),
+        };
+        let words = format!("{}{factor}, {}", plural_cpus(cpu.usable), rounding_words(round.value));
+        self.verdict.push(format!("CPU allows {} ({words})", plural(outcome.by_cpu, "worker")));
+    }
+
+    fn tasks(&mut self, resources: &Resources, inputs: &Inputs, outcome: &Outcome) {
+        let (Some(limit), Some(workers)) = (&resources.tasks.limit, outcome.by_tasks) else { return };
+        let room = inputs.task_room.unwrap_or(0);
+        let because = format!("processes and threads; {room} more may start, 8 are kept free");
+        self.step("task limit", limit.value.to_string(), Some(&limit.source), because);
+        let each = plural(inputs.tasks_per_worker, "task");
+        self.verdict.push(format!("pids.max allows {} of {each}", plural(workers, "worker")));
+    }
+
+    fn settings(&mut self, request: &Request, outcome: &Outcome) {
+        if let Some(workers) = &request.workers {
+            self.step("workers", workers.value.to_string(), workers.origin.as_deref(), "as told; nothing is computed");
+        }
+        if let Some((advised, by)) = &request.advice {
+            let because = format!("advice of {by}, not an order: {} was computed here", outcome.workers);
+            self.step("WEB_CONCURRENCY", advised.to_string(), Some("env:WEB_CONCURRENCY"), because);
+        }
+        if let Some(most) = &request.max_workers {
+            self.step("at most", plural(most.value, "worker"), most.origin.as_deref(), "as told");
+        }
+        if request.min_workers.origin.is_some() {
+            let least = &request.min_workers;
+            self.step("at least", plural(least.value, "worker"), least.origin.as_deref(), "as told");
+        }
+    }
+
+    fn warn(&mut self, resources: &Resources, inputs: &Inputs, outcome: &Outcome) {
+        let total = u64::from(outcome.workers).saturating_mul(inputs.worker_memory);
+        if let Some(room) = outcome.memory.as_ref().filter(|room| total > room.budget) {
+            let left = show_size(room.budget);
+            self.warnings.push(match outcome.bound_by {
+                Bound::Explicit | Bound::MinWorkers => format!(
+                    "{} at {} each need {}, but {left} are left: the kernel may kill some",
+                    plural(outcome.workers, "worker"), show_size(inputs.worker_memory), show_size(total)
+                ),
+                _ => format!(
+                    "not even one worker of {} fits in the {left} that are left; one is run all the same (--strict refuses)",
+                    show_size(inputs.worker_memory)
+                ),
+            });
+        }
+        if outcome.by_tasks == Some(0) {
+            self.warnings.push("pids.max leaves no room for a worker; starting one may fail".to_owned());
+        }
+        if resources.memory.oom_group {
+            self.warnings.push("memory.oom.group is 1: an out-of-memory kill takes all workers and the launcher at once".to_owned());
+        }
+        if let Some(ram) = &resources.memory.ram
+            && let Some(limit) = &resources.memory.limit
+            && limit.value > ram.value
+        {
+            let (limit, ram) = (show_size(limit.value), show_size(ram.value));
+            self.warnings.push(format!("the pretended {limit} are more than the {ram} of this machine"));
+        }
+    }
+}
+
+fn plural_cpus(cpus: f64) -> String {
+    let shown = show_number(cpus);
+    // A quota of one millisecond must not read as none.
+    let shown = if shown == "0" && cpus > 0.0 { format!("{cpus:.4}") } else { shown };
+    if shown == "1" { "1 CPU".to_owned() } else { format!("{shown} CPUs") }
+}

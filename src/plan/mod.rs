@@ -1,0 +1,184 @@
+//! From what there is to how many workers, with the reasons: [`plan`] is pure arithmetic over
+//! [`Resources`] and a [`Request`]. Depends on `probe` and `units`.
+
+mod explain;
+mod reason;
+mod runtime;
+mod sizing;
+mod whatif;
+
+use std::collections::BTreeMap;
+
+pub use reason::{Bound, Change, Given, Step, Variable};
+pub use runtime::Runtime;
+pub use sizing::{Headroom, MOST_WORKERS, Rounding};
+
+use crate::probe::{Ceiling, Fact, Resources};
+use crate::units::Fraction;
+use runtime::Allowance;
+use sizing::{Inputs, Outcome};
+
+/// What is asked for; [`Request::default`] asks for the best number with no hints.
+#[derive(Clone, Debug)]
+pub struct Request {
+    /// A number that is not to be computed.
+    pub workers: Option<Given<u32>>,
+    /// `WEB_CONCURRENCY` with who set it, where that is advice and not an order.
+    pub advice: Option<(u32, String)>,
+    /// Never fewer.
+    pub min_workers: Given<u32>,
+    /// Never more.
+    pub max_workers: Option<Given<u32>>,
+    /// Private memory of one worker in bytes; `None` takes the runtime's assumed cost.
+    pub worker_memory: Option<Given<u64>>,
+    /// How many workers keep one CPU busy.
+    pub workers_per_cpu: Given<f64>,
+    /// How fractions become whole workers.
+    pub cpu_round: Given<Rounding>,
+    /// What stays free below a limit.
+    pub headroom: Option<Given<Headroom>>,
+    /// What the command runs on.
+    pub runtime: Runtime,
+    /// Whether runtimes are told their share.
+    pub runtime_env: bool,
+    /// Whether the command forks the workers by itself (`--exec`).
+    pub single_tree: bool,
+    /// Variables that are set already, for the runtime limits not to overwrite.
+    pub env: BTreeMap<String, String>,
+}
+
+impl Default for Request {
+    fn default() -> Self {
+        Self {
+            workers: None,
+            advice: None,
+            min_workers: Given::default_of(1),
+            max_workers: None,
+            worker_memory: None,
+            workers_per_cpu: Given::default_of(1.0),
+            cpu_round: Given::default_of(Rounding::Nearest),
+            headroom: None,
+            runtime: Runtime::Other,
+            runtime_env: true,
+            single_tree: false,
+            env: BTreeMap::new(),
+        }
+    }
+}
+
+/// The number of workers, and everything there is to say about it.
+#[derive(Clone, Debug)]
+pub struct Plan {
+    /// How many workers to run, at least 1.
+    pub workers: u32,
+    /// What kept it from being another number.
+    pub bound_by: Bound,
+    /// Whether at least one worker fits in memory and tasks.
+    pub fits: bool,
+    /// Memory for one worker in bytes; `None` where no limit is known.
+    pub worker_memory: Option<u64>,
+    /// CPUs for one worker, a fraction.
+    pub worker_cpus: f64,
+    /// What the number was computed from.
+    pub resources: Resources,
+    /// The reasoning in order.
+    pub steps: Vec<Step>,
+    /// One line for each resource: what it allows.
+    pub verdict: Vec<String>,
+    /// What would give another number.
+    pub changes: Vec<Change>,
+    /// What a user should know before relying on it.
+    pub warnings: Vec<String>,
+    /// The variables that hold each worker's runtime to its share.
+    pub environment: Vec<Variable>,
+}
+
+/// Computes the number of workers. Never fails: where nothing fits it is one, with `fits` false.
+#[must_use]
+pub fn plan(resources: Resources, request: &Request) -> Plan {
+    let inputs = inputs(&resources, request);
+    let outcome = inputs.size();
+    let workers = outcome.workers;
+    let budget = outcome.memory.as_ref().map(|room| room.budget);
+    let worker_memory = budget.map(|budget| budget / u64::from(workers));
+    let environment = if request.runtime_env {
+        // Without a known limit a runtime's own defaults are as good as ours.
+        let allowance = |all| Allowance {
+            worker: all / u64::from(workers),
+            all,
+            workers,
+            cpus: resources.cpu.usable,
+            single_tree: request.single_tree,
+        };
+        let set = |name: &str| request.env.get(name).cloned();
+        budget.map(|all| runtime::limits(request.runtime, allowance(all), &set)).unwrap_or_default()
+    } else {
+        Vec::new()
+    };
+    let explained = explain::explain(&resources, request, &inputs, &outcome);
+    let mut warnings = resources.warnings.clone();
+    warnings.extend(explained.warnings);
+    Plan {
+        workers,
+        bound_by: outcome.bound_by,
+        fits: outcome.fits,
+        worker_memory,
+        worker_cpus: resources.cpu.usable / f64::from(workers),
+        steps: explained.steps,
+        verdict: explained.verdict,
+        changes: whatif::changes(&inputs, &outcome),
+        warnings,
+        environment,
+        resources,
+    }
+}
+
+fn inputs(resources: &Resources, request: &Request) -> Inputs {
+    Inputs {
+        ceilings: resources.memory.ceilings.clone(),
+        swap: resources.memory.swap,
+        headroom: request.headroom.as_ref().map(|given| given.value),
+        worker_memory: worker_memory(request).value,
+        cpus: resources.cpu.usable,
+        workers_per_cpu: request.workers_per_cpu.value,
+        rounding: request.cpu_round.value,
+        task_room: resources.tasks.room,
+        tasks_per_worker: request.runtime.tasks(),
+        least: request.min_workers.value,
+        most: request.max_workers.as_ref().map(|given| given.value),
+        explicit: request.workers.as_ref().map(|given| given.value),
+    }
+}
+
+fn worker_memory(request: &Request) -> Given<u64> {
+    request.worker_memory.clone().unwrap_or_else(|| Given::default_of(request.runtime.worker_memory()))
+}
+
+impl Resources {
+    /// The same machine with `bytes` of memory and nothing used of it; `source` says who wants that.
+    #[must_use]
+    pub fn pretend_memory(mut self, bytes: u64, source: &str) -> Self {
+        let limit = Some(Fact { value: bytes, source: source.to_owned() });
+        self.memory.ceilings = vec![Ceiling { limit: limit.clone(), high: None, used: 0 }];
+        self.memory.limit = limit;
+        self.memory.high = None;
+        self.memory.available = Some(bytes);
+        self
+    }
+
+    /// The same machine with `cpus` CPUs (more or fewer than it has); `source` says who wants that.
+    #[must_use]
+    pub fn pretend_cpus(mut self, cpus: Fraction, source: &str) -> Self {
+        self.cpu.quota = Some(Fact { value: cpus, source: source.to_owned() });
+        self.cpu.usable = cpus.as_f64();
+        self.cpu.source = Some(source.to_owned());
+        self
+    }
+}
+
+impl Outcome {
+    /// The ceiling that leaves the least memory.
+    fn ceiling<'a>(&self, inputs: &'a Inputs) -> Option<&'a Ceiling> {
+        self.memory.as_ref().and_then(|room| inputs.ceilings.get(room.index))
+    }
+}

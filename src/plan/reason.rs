@@ -1,0 +1,101 @@
+//! The reasons behind a number, as data: the text report, the JSON and the log all render these.
+
+use serde::Serialize;
+
+/// A setting and who chose it.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Given<T> {
+    /// The value in force.
+    pub value: T,
+    /// `flag:--NAME`, `env:NAME`, `file:PATH` or `None` for the default.
+    pub origin: Option<String>,
+}
+
+impl<T> Given<T> {
+    /// A value that nobody asked for.
+    pub const fn default_of(value: T) -> Self {
+        Self { value, origin: None }
+    }
+}
+
+/// What kept the number from being larger (or smaller, for `MinWorkers`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Bound {
+    /// No more workers fit in memory.
+    Memory,
+    /// More would only take turns on the CPUs.
+    Cpu,
+    /// `pids.max` leaves no room for more processes and threads.
+    Tasks,
+    /// `--max-workers`.
+    MaxWorkers,
+    /// `--min-workers` raised the number above what fits.
+    MinWorkers,
+    /// `--workers` or `WEB_CONCURRENCY`.
+    Explicit,
+}
+
+impl Bound {
+    /// The name, as in the JSON report.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Memory => "memory",
+            Self::Cpu => "cpu",
+            Self::Tasks => "tasks",
+            Self::MaxWorkers => "max-workers",
+            Self::MinWorkers => "min-workers",
+            Self::Explicit => "explicit",
+        }
+    }
+}
+
+/// One line of the reasoning.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Step {
+    /// What this is, in two or three words.
+    pub name: String,
+    /// Its value with a unit.
+    pub value: String,
+    /// Where the value was read: a path, `env:NAME`, `flag:--NAME`; `None` where it was computed.
+    pub source: Option<String>,
+    /// Why it is what it is, or why it counts.
+    pub because: String,
+}
+
+impl Step {
+    pub(crate) fn new(
+        name: &str,
+        value: impl Into<String>,
+        source: Option<&str>,
+        because: impl Into<String>,
+    ) -> Self {
+        Self {
+            name: name.to_owned(),
+            value: value.into(),
+            source: source.map(str::to_owned),
+            because: because.into(),
+        }
+    }
+}
+
+/// A change of one input that gives another number; recomputing with it gives exactly `workers`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Change {
+    /// The change, to be read after "with".
+    pub with: String,
+    /// The number it gives.
+    pub workers: u32,
+}
+
+/// A variable that a worker gets, with the reason.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Variable {
+    /// Its name.
+    pub name: String,
+    /// Its value.
+    pub value: String,
+    /// Why it is set.
+    pub because: String,
+}

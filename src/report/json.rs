@@ -1,0 +1,107 @@
+//! The report as JSON, `schema` 1: fields may be added, none changes its meaning.
+
+use std::collections::BTreeMap;
+
+use serde::Serialize;
+
+use crate::plan::{Bound, Change, Plan, Step};
+use crate::probe::Fact;
+
+#[derive(Serialize)]
+struct Report<'a> {
+    schema: u32,
+    workers: u32,
+    bound_by: Bound,
+    fits: bool,
+    worker: Worker,
+    resources: Resources<'a>,
+    steps: &'a [Step],
+    changes: &'a [Change],
+    warnings: &'a [String],
+    environment: &'a BTreeMap<String, String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    machine: Option<String>,
+}
+
+#[derive(Serialize)]
+struct Worker {
+    memory_bytes: Option<u64>,
+    cpus: f64,
+}
+
+#[derive(Serialize)]
+struct Resources<'a> {
+    memory: Memory<'a>,
+    cpu: Cpu<'a>,
+    tasks: Tasks<'a>,
+}
+
+#[derive(Serialize)]
+struct Memory<'a> {
+    limit_bytes: Option<u64>,
+    high_bytes: Option<u64>,
+    ram_bytes: Option<u64>,
+    available_bytes: Option<u64>,
+    source: Option<&'a str>,
+}
+
+#[derive(Serialize)]
+struct Cpu<'a> {
+    quota: Option<f64>,
+    set: Option<u32>,
+    usable: f64,
+    source: Option<&'a str>,
+}
+
+#[derive(Serialize)]
+struct Tasks<'a> {
+    limit: Option<u64>,
+    source: Option<&'a str>,
+}
+
+/// Indented JSON with a newline at its end.
+pub(crate) fn render(plan: &Plan, environment: &BTreeMap<String, String>, machine: Option<String>) -> String {
+    let (memory, cpu, tasks) = (&plan.resources.memory, &plan.resources.cpu, &plan.resources.tasks);
+    let bytes = |fact: &Option<Fact<u64>>| fact.as_ref().map(|fact| fact.value);
+    let source = memory.limit.as_ref().or(memory.high.as_ref()).or(memory.ram.as_ref());
+    let report = Report {
+        schema: 1,
+        workers: plan.workers,
+        bound_by: plan.bound_by,
+        fits: plan.fits,
+        worker: Worker { memory_bytes: plan.worker_memory, cpus: rounded(plan.worker_cpus) },
+        resources: Resources {
+            memory: Memory {
+                limit_bytes: bytes(&memory.limit),
+                high_bytes: bytes(&memory.high),
+                ram_bytes: bytes(&memory.ram),
+                available_bytes: memory.available,
+                source: source.map(|fact| fact.source.as_str()),
+            },
+            cpu: Cpu {
+                quota: cpu.quota.as_ref().map(|quota| quota.value.as_f64()),
+                set: cpu.set,
+                usable: cpu.usable,
+                source: cpu.source.as_deref(),
+            },
+            tasks: Tasks {
+                limit: bytes(&tasks.limit),
+                source: tasks.limit.as_ref().map(|limit| limit.source.as_str()),
+            },
+        },
+        steps: &plan.steps,
+        changes: &plan.changes,
+        warnings: &plan.warnings,
+        environment,
+        machine,
+    };
+    // Only a map with keys that are no strings could fail, and there is none.
+    let mut text = serde_json::to_string_pretty(&report).unwrap_or_default();
+    text.push('\n');
+    text
+}
+
+/// Three digits behind the point: a share is for reading, the quota is the exact number.
+fn rounded(value: f64) -> f64 {
+    (value * 1000.0).round() / 1000.0
+}

@@ -1,0 +1,9 @@
+//! Listening sockets and the ways in which workers learn of them. Depends on `units` alone.
+
+mod adopt;
+mod dialects;
+mod listen;
+
+pub(crate) use adopt::inherited;
+pub(crate) use dialects::{FIRST_FD, variables};
+pub(crate) use listen::{Address, Listener};

@@ -1,0 +1,141 @@
+//! A real Linux kernel with nothing but cgroup v2, in QEMU: boots an initramfs made of busybox, the static build and the scripts
+//! in `guest/`, and hands out the results that they print.
+
+use super::lines::Lines;
+use super::{busybox, command, copy, run, static_binary};
+use std::collections::BTreeMap;
+use std::env;
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Duration;
+
+/// Emulated, on a machine that is busy with other tests, this boots and runs in half a minute.
+const LIMIT: Duration = Duration::from_mins(3);
+
+/// The guest's part, by the place where it lies there.
+const SCRIPTS: [(&str, &str); 3] = [
+    ("init", include_str!("guest/init")),
+    ("scenarios", include_str!("guest/scenarios")),
+    ("bin/ingroup", include_str!("guest/ingroup")),
+];
+
+/// What the guest said: a name may come more than once.
+pub(crate) struct Results {
+    results: BTreeMap<String, Vec<String>>,
+    console: String,
+}
+
+impl Results {
+    /// All values of one name, in order.
+    pub(crate) fn all(&self, name: &str) -> &[String] {
+        self.results.get(name).map_or(&[], Vec::as_slice)
+    }
+
+    /// The one value of a name.
+    pub(crate) fn one(&self, name: &str) -> &str {
+        match self.all(name) {
+            [value] => value,
+            other => {
+                panic!("{name}: {} results, not one: {other:?}\n{}", other.len(), self.console)
+            }
+        }
+    }
+
+    /// Shows the guest's console: its kernel's and its programs' own words explain a wrong answer.
+    pub(crate) fn console(&self) -> &str {
+        &self.console
+    }
+}
+
+/// Boots the guest, waits for its end and returns its results; an error says why it cannot be booted here.
+///
+/// # Panics
+///
+/// Where the guest does not end in time.
+pub(crate) fn boot() -> Result<Results, String> {
+    if env::consts::ARCH != "x86_64" {
+        return Err("the guest is an x86_64 machine".to_owned());
+    }
+    let (qemu, setpriv, kernel) = (command("qemu-system-x86_64")?, command("setpriv")?, kernel()?);
+    let work = tempfile::Builder::new()
+        .prefix("throng-qemu-")
+        .tempdir()
+        .map_err(|error| error.to_string())?;
+    let initramfs = initramfs(work.path())?;
+    let console = work.path().join("console");
+
+    let mut machine = Command::new(setpriv);
+    // Ends with us even where we are killed and no destructor runs.
+    machine.args(["--pdeathsig", "KILL", "--"]).arg(qemu);
+    // Emulation, because KVM hangs where the host is a virtual machine itself. Console on the first port, results on the second.
+    machine
+        .args("-accel tcg -cpu max -m 512 -smp 2 -no-reboot -nodefaults -display none".split(' '));
+    machine.arg("-serial").arg(format!("file:{}", console.display())).args(["-serial", "stdio"]);
+    machine.arg("-kernel").arg(kernel).arg("-initrd").arg(initramfs);
+    machine.args(["-append", "console=ttyS0 panic=-1 quiet psi=1"]);
+
+    let mut lines = Lines::spawn(&mut machine)?;
+    let read_console = || {
+        fs::read(&console).map_or_else(
+            |error| error.to_string(),
+            |text| String::from_utf8_lossy(&text).into_owned(),
+        )
+    };
+    let printed = lines.until_end(LIMIT);
+    drop(lines);
+    let console = read_console();
+    // Not for want of a bed: here something in the guest hangs.
+    let printed = printed
+        .unwrap_or_else(|why| panic!("the guest did not end in {LIMIT:?}:\n{why}\n{console}"));
+
+    let mut results = BTreeMap::<String, Vec<String>>::new();
+    for line in printed.iter().filter_map(|line| line.strip_prefix("@@ ")) {
+        let (name, value) = line.split_once(' ').unwrap_or((line, ""));
+        results.entry(name.to_owned()).or_default().push(value.to_owned());
+    }
+    Ok(Results { results, console })
+}
+
+/// The kernel that `tests/beds/fetch-kernel` put there.
+fn kernel() -> Result<PathBuf, String> {
+    let beds = env::var_os("THRONG_BEDS_DIR")
+        .map_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join("target/beds"), PathBuf::from);
+    let kernel = beds.join("vmlinuz");
+    if kernel.is_file() {
+        Ok(kernel)
+    } else {
+        Err(format!("no {}; run tests/beds/fetch-kernel", kernel.display()))
+    }
+}
+
+/// Packs the guest's root file system.
+fn initramfs(work: &Path) -> Result<PathBuf, String> {
+    let root = work.join("root");
+    for folder in ["proc", "sys", "dev", "tmp", "run", "bin"] {
+        fs::create_dir_all(root.join(folder)).map_err(|error| error.to_string())?;
+    }
+    copy(&static_binary()?, &root.join("throng-rs"))?;
+    copy(&busybox()?, &root.join("bin/busybox"))?;
+    for (name, text) in SCRIPTS {
+        let script = root.join(name);
+        fs::write(&script, text).map_err(|error| error.to_string())?;
+        fs::set_permissions(&script, fs::Permissions::from_mode(0o755))
+            .map_err(|error| error.to_string())?;
+    }
+    // busybox knows no cgroup namespaces, so the real unshare goes along with its libraries, which ldd names.
+    let unshare = command("unshare")?;
+    copy(&unshare, &root.join("usr/bin/unshare"))?;
+    let parts = run(Command::new(command("ldd")?).arg(&unshare))?;
+    for library in String::from_utf8_lossy(&parts.stdout)
+        .split_whitespace()
+        .filter(|word| word.starts_with('/'))
+    {
+        copy(Path::new(library), &root.join(library.trim_start_matches('/')))?;
+    }
+    let cpio = "find . | cpio -o -H newc --quiet > ../initramfs";
+    command("cpio")?;
+    run(Command::new("sh").args(["-c", cpio]).current_dir(&root))?;
+    Ok(work.join("initramfs"))
+}

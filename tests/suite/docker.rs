@@ -1,0 +1,159 @@
+//! The main job in a container of a real Docker engine: sizing by its limits, stopping in time, exit codes, PID 1, a kill by
+//! the kernel. One test, because each test is a process of its own and an engine costs half a second to start.
+
+use crate::beds::docker::{Engine, within};
+use crate::beds::{Report, skip};
+use std::time::{Duration, Instant};
+
+/// For what takes milliseconds where the machine is not busy.
+const SOON: Duration = Duration::from_secs(20);
+
+/// Far below the 10 s after which Docker kills.
+const STOPS: Duration = Duration::from_secs(5);
+
+#[test]
+fn docker_engine() {
+    let started = Instant::now();
+    let engine = match Engine::start() {
+        Ok(engine) => engine,
+        Err(reason) => return skip("docker_engine", &reason),
+    };
+    println!("the engine was up after {:.1?}", started.elapsed());
+    for (name, step) in [
+        ("sizing by the container's limits", sizing as fn(&Engine)),
+        ("stopping a fleet of four", stopping),
+        ("exit codes", exit_codes),
+        ("orphans", orphans),
+        ("a worker killed for memory", killed_worker),
+    ] {
+        let started = Instant::now();
+        println!("step: {name}");
+        step(&engine);
+        println!("step: {name}: {:.1?}", started.elapsed());
+    }
+}
+
+fn sizing(engine: &Engine) {
+    let output = engine.run(&["-m", "512m", "--cpus", "1.5"], &["--dry-run", "--format", "json"]);
+    assert!(output.status.success(), "{output:?}");
+    // The container's own view: cgroup v2, or v1 with its one mount a controller, where a pair may share a mount.
+    Report::parse("docker", &String::from_utf8_lossy(&output.stdout))
+        .count("/memory/limit_bytes", Some(536_870_912))
+        .source(
+            "/memory/source",
+            &["/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"],
+        )
+        .cpus("/cpu/quota", Some(1.5))
+        .source(
+            "/cpu/source",
+            &[
+                "/sys/fs/cgroup/cpu.max",
+                "/sys/fs/cgroup/cpu/cpu.cfs_quota_us",
+                "/sys/fs/cgroup/cpu,cpuacct/cpu.cfs_quota_us",
+            ],
+        );
+}
+
+fn stopping(engine: &Engine) {
+    // The first sort ends by the signal; the second has children of its own and something to say before it ends.
+    let plain = "echo up; exec /bin/sleep 1000";
+    let polite = "trap 'echo bye; exit 0' TERM; echo up; while :; do /bin/sleep 1000 & wait; done";
+
+    let mut best = Duration::MAX;
+    for (worker, farewells) in [(plain, 0), (polite, 4), (plain, 0)] {
+        let mut fleet = engine.start_container(
+            &["-m", "512m", "--cpus", "1.5"],
+            &["--workers", "4", "--", "/bin/sh", "-c", worker],
+        );
+        fleet.logs.wait("workers that are up", 4, SOON, |line| line.ends_with("up"));
+        assert!(
+            fleet.processes().len() >= 5,
+            "a launcher and four workers: {:?}",
+            fleet.processes()
+        );
+
+        let took = fleet.stop();
+        println!("docker stop of a fleet of four took {took:.1?}");
+        assert!(took < STOPS, "docker stop took {took:.1?}");
+        assert_eq!(fleet.inspect(".State.ExitCode"), "0");
+        assert!(
+            within(SOON, || fleet.processes().is_empty()),
+            "left behind: {:?}",
+            fleet.processes()
+        );
+        fleet.logs.wait("farewells", farewells, SOON, |line| line.ends_with("bye"));
+        best = best.min(took);
+    }
+    // The promise. One of three, because the engine itself has other work on a busy machine.
+    assert!(best < Duration::from_secs(1), "the fastest docker stop took {best:.1?}");
+}
+
+fn exit_codes(engine: &Engine) {
+    let code = |args: &[&str]| {
+        let output = engine.run(&[], args);
+        (output.status.code(), String::from_utf8_lossy(&output.stderr).into_owned())
+    };
+
+    let (status, message) = code(&["--", "/bin/no-such-server"]);
+    assert_eq!(status, Some(127), "{message}");
+    // Docker's own 127 would be about the entry point.
+    assert!(
+        message.contains("/bin/no-such-server") && !message.contains("OCI runtime"),
+        "{message}"
+    );
+
+    let (status, message) = code(&["--", "/tmp"]);
+    assert_eq!(status, Some(126), "{message}");
+    let (status, message) =
+        code(&["--workers", "1", "--restart", "never", "--", "/bin/sh", "-c", "exit 7"]);
+    assert_eq!(status, Some(7), "{message}");
+    let (status, message) =
+        code(&["--workers", "1", "--restart", "never", "--", "/bin/sh", "-c", "kill -KILL $$"]);
+    assert_eq!(status, Some(137), "{message}");
+}
+
+fn orphans(engine: &Engine) {
+    // Five grandchildren whose parents end at once; each says who its parent is by then. `read` is built in, so self is the orphan.
+    let worker = "for n in 1 2 3 4 5; do
+            ( ( /bin/sleep 0.3; read -r _ _ _ parent _ </proc/self/stat; echo \"orphan of $parent\" ) & )
+        done
+        exec /bin/sleep 1000";
+    let mut fleet = engine.start_container(&[], &["--workers", "1", "--", "/bin/sh", "-c", worker]);
+    let orphans = fleet.logs.wait("orphans", 5, SOON, |line| line.contains("orphan of"));
+    assert!(orphans.iter().all(|line| line.ends_with("orphan of 1")), "{orphans:?}");
+
+    // From inside: the kernel does not list zombies in a cgroup, which `docker top` reads.
+    let mut left = String::new();
+    let clean = within(SOON, || {
+        left = fleet.shell("/bin/busybox ps -o stat,ppid,args");
+        !left.lines().any(|line| line.starts_with('Z'))
+    });
+    assert!(clean, "zombies:\n{left}");
+    assert!(fleet.stop() < STOPS);
+    assert_eq!(fleet.inspect(".State.ExitCode"), "0");
+}
+
+fn killed_worker(engine: &Engine) {
+    // Waits at a pipe until the test feeds it, then takes four times what there is.
+    let worker = "/bin/busybox mkfifo /tmp/eat$THRONG_WORKER_ID 2>/dev/null
+        echo up $THRONG_WORKER_ID
+        read -r _ </tmp/eat$THRONG_WORKER_ID
+        exec /bin/busybox dd if=/dev/zero of=/dev/null bs=256M count=1";
+    let mut fleet =
+        engine.start_container(&["-m", "64m"], &["--workers", "2", "--", "/bin/sh", "-c", worker]);
+    fleet.logs.wait("workers that are up", 2, SOON, |line| line.contains("up "));
+    let launcher = fleet.inspect(".State.Pid");
+
+    fleet.shell("echo >/tmp/eat2");
+    fleet.logs.wait("the worker's successor", 1, SOON, |line| line.ends_with("up 2"));
+    let kills = fleet.shell("cd /sys/fs/cgroup; /bin/busybox cat memory.events memory/memory.oom_control 2>/dev/null || :");
+    assert!(
+        kills.lines().any(|line| line == "oom_kill 1"),
+        "the kernel killed one process:\n{kills}"
+    );
+    assert_eq!(fleet.inspect(".State.Pid"), launcher, "the launcher is the same process");
+    assert_eq!(fleet.inspect(".State.Running"), "true");
+
+    assert!(fleet.stop() < STOPS);
+    assert_eq!(fleet.inspect(".State.ExitCode"), "0");
+}
