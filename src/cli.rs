@@ -33,7 +33,12 @@ const WORKERS: &str = "Workers";
 const SOCKETS: &str = "Sockets";
 const OPERATING: &str = "Operating";
 
-const fn key(heading: &'static str, name: &'static str, value: &'static str, help: &'static str) -> Key {
+const fn key(
+    heading: &'static str,
+    name: &'static str,
+    value: &'static str,
+    help: &'static str,
+) -> Key {
     Key { name, value, heading, help, repeat: false, short: None }
 }
 
@@ -42,37 +47,125 @@ pub(crate) const KEYS: &[Key] = &[
     key(SIZING, "workers", "auto|N", "Run N workers; auto computes the number [default: auto]"),
     key(SIZING, "min-workers", "N", "Never fewer than N, even where they do not fit [default: 1]"),
     key(SIZING, "max-workers", "N", "Never more than N"),
-    key(SIZING, "worker-memory", "auto|SIZE", "Private memory of one worker; auto assumes a cost by runtime [default: auto]"),
+    key(
+        SIZING,
+        "worker-memory",
+        "auto|SIZE",
+        "Private memory of one worker; auto assumes a cost by runtime [default: auto]",
+    ),
     key(SIZING, "workers-per-cpu", "F", "How many workers keep one CPU busy [default: 1]"),
-    key(SIZING, "cpu-round", "nearest|floor|ceil", "How a fraction of a CPU becomes whole workers [default: nearest]"),
-    key(SIZING, "headroom", "SIZE|N%", "Memory kept free below the limit [default: a tenth, half as much again without swap]"),
-    key(SIZING, "runtime-env", "on|off", "Tell runtimes their share (NODE_OPTIONS, GOMEMLIMIT, ...) where the user has not [default: on]"),
+    key(
+        SIZING,
+        "cpu-round",
+        "nearest|floor|ceil",
+        "How a fraction of a CPU becomes whole workers [default: nearest]",
+    ),
+    key(
+        SIZING,
+        "headroom",
+        "SIZE|N%",
+        "Memory kept free below the limit [default: a tenth, half as much again without swap]",
+    ),
+    key(
+        SIZING,
+        "runtime-env",
+        "on|off",
+        "Tell runtimes their share (NODE_OPTIONS, GOMEMLIMIT, ...) where the user has not [default: on]",
+    ),
     key(SIZING, "strict", "", "Exit with 3 where not even one worker fits"),
     key(WHAT_IF, "memory", "SIZE", "Pretend this memory limit, tighter or wider than the real one"),
     key(WHAT_IF, "cpus", "F", "Pretend this many CPUs"),
-    key(WHAT_IF, "sysroot", "DIR", "Read /proc and /sys under DIR: the recorded files of another machine"),
+    key(
+        WHAT_IF,
+        "sysroot",
+        "DIR",
+        "Read /proc and /sys under DIR: the recorded files of another machine",
+    ),
     key(OUTPUT, "dry-run", "", "Print the sizing report and exit"),
-    key(OUTPUT, "format", "text|json|env", "Form of the report; env prints lines for a shell's eval [default: text]"),
-    key(OUTPUT, "log-format", "text|json", "Form of our own log lines on standard error [default: text]"),
-    key(OUTPUT, "color", "auto|always|never", "Colour in the report and the prefixes [default: auto]"),
-    key(OUTPUT, "prefix", "auto|on|off", "Start each line of a worker with its id; auto: on a terminal with more than one worker [default: auto]"),
+    key(
+        OUTPUT,
+        "format",
+        "text|json|env",
+        "Form of the report; env prints lines for a shell's eval [default: text]",
+    ),
+    key(
+        OUTPUT,
+        "log-format",
+        "text|json",
+        "Form of our own log lines on standard error [default: text]",
+    ),
+    key(
+        OUTPUT,
+        "color",
+        "auto|always|never",
+        "Colour in the report and the prefixes [default: auto]",
+    ),
+    key(
+        OUTPUT,
+        "prefix",
+        "auto|on|off",
+        "Start each line of a worker with its id; auto: on a terminal with more than one worker [default: auto]",
+    ),
     Key { short: Some('q'), ..key(OUTPUT, "quiet", "", "Log warnings and errors only") },
-    Key { short: Some('v'), ..key(OUTPUT, "verbose", "", "Log every step; describe the machine in the report") },
+    Key {
+        short: Some('v'),
+        ..key(OUTPUT, "verbose", "", "Log every step; describe the machine in the report")
+    },
     key(WORKERS, "grace", "DURATION", "Time between the stop signal and KILL [default: 8s]"),
     key(WORKERS, "stop-signal", "SIG", "What asks a worker to stop [default: TERM]"),
-    key(WORKERS, "restart", "always|on-failure|never", "When to replace a worker that ended [default: always; never for one worker on a terminal]"),
-    key(WORKERS, "max-restarts", "N", "Give a worker's slot up after N failed starts in a row [default: 10]"),
-    key(WORKERS, "lifetime", "DURATION", "Replace no worker that ends later than this after our start"),
+    key(
+        WORKERS,
+        "restart",
+        "always|on-failure|never",
+        "When to replace a worker that ended [default: always; never for one worker on a terminal]",
+    ),
+    key(
+        WORKERS,
+        "max-restarts",
+        "N",
+        "Give a worker's slot up after N failed starts in a row [default: 10]",
+    ),
+    key(
+        WORKERS,
+        "lifetime",
+        "DURATION",
+        "Replace no worker that ends later than this after our start",
+    ),
     key(WORKERS, "chdir", "DIR", "Directory the workers start in"),
     key(WORKERS, "user", "USER[:GROUP]", "Run the workers as this user, by name or number"),
-    key(WORKERS, "env-file", "FILE", "Add the NAME=value lines of FILE to the workers' environment"),
-    key(WORKERS, "template", "", "Replace {id}, {index}, {workers} and {port} in the command's arguments"),
+    key(
+        WORKERS,
+        "env-file",
+        "FILE",
+        "Add the NAME=value lines of FILE to the workers' environment",
+    ),
+    key(
+        WORKERS,
+        "template",
+        "",
+        "Replace {id}, {index}, {workers} and {port} in the command's arguments",
+    ),
     Key {
         repeat: true,
-        ..key(SOCKETS, "listen", "ADDR", "Listen for the workers: 3000, 127.0.0.1:3000, [::]:3000 or unix:PATH; may be repeated")
+        ..key(
+            SOCKETS,
+            "listen",
+            "ADDR",
+            "Listen for the workers: 3000, 127.0.0.1:3000, [::]:3000 or unix:PATH; may be repeated",
+        )
     },
-    key(SOCKETS, "share", "fd|off", "fd: every worker inherits the listening sockets (LISTEN_FDS and others) [default: off]"),
-    key(OPERATING, "config", "FILE", "Read settings from FILE [default: throng.toml here, if it is yours or root's]"),
+    key(
+        SOCKETS,
+        "share",
+        "fd|off",
+        "fd: every worker inherits the listening sockets (LISTEN_FDS and others) [default: off]",
+    ),
+    key(
+        OPERATING,
+        "config",
+        "FILE",
+        "Read settings from FILE [default: throng.toml here, if it is yours or root's]",
+    ),
 ];
 
 /// The key of a name, dashes or underscores.

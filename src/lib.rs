@@ -12,7 +12,9 @@
 //! ```
 
 #[cfg(not(all(target_os = "linux", any(target_arch = "x86_64", target_arch = "aarch64"))))]
-compile_error!("throng-rs runs on Linux on x86_64 and aarch64: limits and supervision are the kernel's");
+compile_error!(
+    "throng-rs runs on Linux on x86_64 and aarch64: limits and supervision are the kernel's"
+);
 
 mod cli;
 mod command;

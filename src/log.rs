@@ -35,9 +35,17 @@ pub(crate) fn start(json: bool, quiet: bool, verbose: bool) {
         (_, true) => Level::DEBUG,
         _ => Level::INFO,
     };
-    let builder = tracing_subscriber::fmt().with_max_level(level).with_writer(|| Line).with_target(false);
+    let builder =
+        tracing_subscriber::fmt().with_max_level(level).with_writer(|| Line).with_target(false);
     let subscriber: Box<dyn Subscriber + Send + Sync> = if json {
-        Box::new(builder.json().flatten_event(true).with_current_span(false).with_span_list(false).finish())
+        Box::new(
+            builder
+                .json()
+                .flatten_event(true)
+                .with_current_span(false)
+                .with_span_list(false)
+                .finish(),
+        )
     } else {
         Box::new(builder.event_format(Plain).finish())
     };
@@ -98,7 +106,12 @@ where
     S: Subscriber + for<'a> LookupSpan<'a>,
     N: for<'a> FormatFields<'a> + 'static,
 {
-    fn format_event(&self, _: &FmtContext<'_, S, N>, mut writer: Writer<'_>, event: &Event<'_>) -> fmt::Result {
+    fn format_event(
+        &self,
+        _: &FmtContext<'_, S, N>,
+        mut writer: Writer<'_>,
+        event: &Event<'_>,
+    ) -> fmt::Result {
         writer.write_str("throng-rs: ")?;
         match *event.metadata().level() {
             Level::ERROR => writer.write_str("error: ")?,

@@ -109,9 +109,9 @@ pub fn show_duration(duration: Duration) -> String {
     let ms = duration.as_millis();
     match ms {
         0 => "0s".to_owned(),
-        _ if ms % 3_600_000 == 0 => format!("{}h", ms / 3_600_000),
-        _ if ms % 60_000 == 0 => format!("{}m", ms / 60_000),
-        _ if ms % 1000 == 0 => format!("{}s", ms / 1000),
+        _ if ms.is_multiple_of(3_600_000) => format!("{}h", ms / 3_600_000),
+        _ if ms.is_multiple_of(60_000) => format!("{}m", ms / 60_000),
+        _ if ms.is_multiple_of(1000) => format!("{}s", ms / 1000),
         _ if ms > 10_000 => format!("{:.1}s", duration.as_secs_f64()),
         _ => format!("{ms}ms"),
     }
@@ -198,7 +198,19 @@ mod tests {
         ] {
             assert_eq!(parse_size(text), Some(bytes), "{text}");
         }
-        for text in ["", "M", "-1", "1.M", ".5G", "1e9", "1.2.3G", "0x10", "512 X", "18446744073709551616", "99999999999T"] {
+        for text in [
+            "",
+            "M",
+            "-1",
+            "1.M",
+            ".5G",
+            "1e9",
+            "1.2.3G",
+            "0x10",
+            "512 X",
+            "18446744073709551616",
+            "99999999999T",
+        ] {
             assert_eq!(parse_size(text), None, "{text}");
         }
     }

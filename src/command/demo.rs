@@ -30,8 +30,9 @@ pub(super) fn run(mut settings: Settings, host: &Host) -> Result<u8, Failure> {
     if settings.listen.is_empty() {
         settings.listen.extend(Address::parse(ADDRESS));
     }
-    if settings.worker_memory.is_none() {
-        settings.worker_memory = Some(Given { value: COST, origin: Some("demo".to_owned()) });
+    if settings.sizing.worker_memory.is_none() {
+        settings.sizing.worker_memory =
+            Some(Given { value: COST, origin: Some("demo".to_owned()) });
     }
     settings.command = ["throng-rs", "demo-server"].map(OsString::from).to_vec();
     if settings.dry_run {
@@ -41,23 +42,30 @@ pub(super) fn run(mut settings: Settings, host: &Host) -> Result<u8, Failure> {
     for address in &settings.listen {
         if let Address::Tcp(address) = address {
             // On standard output, so that it is seen whatever is done with the log.
-            super::print(&format!("demo: http://{address}/ answers with the worker that served it; Ctrl-C stops\n"))?;
+            super::print(&format!(
+                "demo: http://{address}/ answers with the worker that served it; Ctrl-C stops\n"
+            ))?;
         }
     }
-    start(settings, host, Some(own_program()?), words)
+    start(&settings, host, Some(own_program()?), words)
 }
 
 /// One of the servers: answers every request with who it is.
 pub(super) fn serve() -> Result<u8, Failure> {
-    let listener = inherited().ok_or_else(|| usage("demo-server serves an inherited socket; run throng-rs demo"))?;
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("cannot start the event loop")?;
+    let listener = inherited()
+        .ok_or_else(|| usage("demo-server serves an inherited socket; run throng-rs demo"))?;
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .context("cannot start the event loop")?;
     runtime.block_on(answer(listener))?;
     Ok(SUCCESS)
 }
 
 async fn answer(listener: TcpListener) -> anyhow::Result<()> {
     let env = |name: &str| std::env::var(name).unwrap_or_else(|_| "?".to_owned());
-    let budget = env("THRONG_WORKER_BUDGET").parse().map_or_else(|_| "no limit".to_owned(), show_size);
+    let budget =
+        env("THRONG_WORKER_BUDGET").parse().map_or_else(|_| "no limit".to_owned(), show_size);
     let text = format!(
         "worker {} of {}, pid {}, memory budget {budget}\n",
         env("THRONG_WORKER_ID"),
@@ -65,10 +73,12 @@ async fn answer(listener: TcpListener) -> anyhow::Result<()> {
         std::process::id()
     );
     listener.set_nonblocking(true).context("cannot prepare the inherited socket")?;
-    let listener = tokio::net::TcpListener::from_std(listener).context("cannot use the inherited socket")?;
+    let listener =
+        tokio::net::TcpListener::from_std(listener).context("cannot use the inherited socket")?;
     let mut stop = signal(SignalKind::terminate()).context("cannot wait for TERM")?;
     // One answer a connection, so that reloading a page shows another worker.
-    let headers = [(header::CONNECTION, "close"), (header::CONTENT_TYPE, "text/plain; charset=utf-8")];
+    let headers =
+        [(header::CONNECTION, "close"), (header::CONTENT_TYPE, "text/plain; charset=utf-8")];
     let router = Router::new().fallback(get(move || async move { (headers, text) }));
     let serving = axum::serve(listener, router).with_graceful_shutdown(async move {
         stop.recv().await;

@@ -13,7 +13,7 @@ use clap::error::ErrorKind;
 use crate::cli;
 use crate::exit::{Failure, SUCCESS, usage};
 use crate::probe::Host;
-use crate::settings::{Auto, Settings};
+use crate::settings::{Settings, Switch};
 
 /// The program: parses the arguments and environment of this process and does what they say.
 #[must_use]
@@ -41,7 +41,11 @@ fn perform(args: impl Iterator<Item = OsString>) -> Result<u8, Failure> {
         Some(("demo", matches)) => demo::run(Settings::read(matches, &host)?, &host),
         _ => {
             let settings = Settings::read(&matches, &host)?;
-            if settings.dry_run { size::report(&settings, &host) } else { run::run(settings, &host) }
+            if settings.dry_run {
+                size::report(&settings, &host)
+            } else {
+                run::run(&settings, &host)
+            }
         }
     }
 }
@@ -54,8 +58,9 @@ fn refuse(error: &clap::Error, args: &[OsString]) -> Result<u8, Failure> {
     }
     let text = error.render().to_string();
     let text = text.trim_end().trim_start_matches("error: ");
-    let forgotten = matches!(error.kind(), ErrorKind::UnknownArgument | ErrorKind::InvalidSubcommand)
-        && !args.iter().any(|arg| arg == "--");
+    let forgotten =
+        matches!(error.kind(), ErrorKind::UnknownArgument | ErrorKind::InvalidSubcommand)
+            && !args.iter().any(|arg| arg == "--");
     let hint = "\n\nA command goes behind two dashes: throng-rs -- node server.js";
     Err(usage(format!("{text}{}", if forgotten { hint } else { "" })))
 }
@@ -64,21 +69,22 @@ fn refuse(error: &clap::Error, args: &[OsString]) -> Result<u8, Failure> {
 fn print(text: &str) -> Result<(), Failure> {
     let mut out = io::stdout().lock();
     match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
-        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {
-            Err(Failure::Other(anyhow::Error::new(error).context("cannot write to standard output")))
-        }
+        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => Err(Failure::Other(
+            anyhow::Error::new(error).context("cannot write to standard output"),
+        )),
         _ => Ok(()),
     }
 }
 
 /// Whether what goes to `stream` may be coloured (<https://no-color.org>).
-fn colored(choice: Auto, host: &Host, stream: &impl IsTerminal) -> bool {
+fn colored(choice: Switch, host: &Host, stream: &impl IsTerminal) -> bool {
     match choice {
-        Auto::On => true,
-        Auto::Off => false,
-        Auto::Auto => {
-            stream.is_terminal() && host.env("NO_COLOR").is_none() && host.env("TERM").is_none_or(|term| term != "dumb")
+        Switch::On => true,
+        Switch::Off => false,
+        Switch::Auto => {
+            stream.is_terminal()
+                && host.env("NO_COLOR").is_none()
+                && host.env("TERM").is_none_or(|term| term != "dumb")
         }
     }
 }
-

@@ -11,30 +11,34 @@ use tracing::{info, warn};
 use super::colored;
 use super::size::{Sized, directory, environment, size};
 use crate::cli::{KEYS, Key};
-use crate::engine::{self, Config, Environment, User};
+use crate::engine::{self, Config, Environment, Prefix, User};
 use crate::exit::{CANNOT_EXECUTE, Failure, usage};
 use crate::fleet::{Policy, Restart};
 use crate::log;
 use crate::probe::Host;
 use crate::report;
-use crate::settings::{Auto, Format, Settings, read_env_file};
+use crate::settings::{Format, Settings, Switch, read_env_file};
 use crate::sockets::{Address, Listener, variables};
 
 /// A worker that says nothing by itself is taken for ready when it has lived for so long.
 const READY_AFTER: Duration = Duration::from_secs(1);
 
 /// Runs the command that the settings name.
-pub(super) fn run(settings: Settings, host: &Host) -> Result<u8, Failure> {
+pub(super) fn run(settings: &Settings, host: &Host) -> Result<u8, Failure> {
     if settings.command.is_empty() {
         return Err(usage(
             "no command given; run one with: throng-rs -- node server.js, or see the sizing report with: throng-rs --dry-run",
         ));
     }
     if settings.format != Format::Text {
-        return Err(usage("--format is the form of the report and goes with --dry-run; leave it out to run the command"));
+        return Err(usage(
+            "--format is the form of the report and goes with --dry-run; leave it out to run the command",
+        ));
     }
-    if settings.sysroot.is_some() {
-        return Err(usage("--sysroot describes another machine and goes with --dry-run; leave it out to run the command here"));
+    if settings.what_if.sysroot.is_some() {
+        return Err(usage(
+            "--sysroot describes another machine and goes with --dry-run; leave it out to run the command here",
+        ));
     }
     let words = settings.command.clone();
     start(settings, host, None, words)
@@ -42,15 +46,15 @@ pub(super) fn run(settings: Settings, host: &Host) -> Result<u8, Failure> {
 
 /// Runs `words` from the file `program`, or from where `PATH` says.
 pub(super) fn start(
-    settings: Settings,
+    settings: &Settings,
     host: &Host,
     program: Option<PathBuf>,
     words: Vec<OsString>,
 ) -> Result<u8, Failure> {
-    log::start(settings.log_json, settings.quiet, settings.verbose);
-    let dir = directory(&settings)?;
+    log::start(settings.output.log_json, settings.output.quiet, settings.output.verbose);
+    let dir = directory(settings)?;
     let mut env = Environment::inherit(host.env_all(), KEYS.iter().map(Key::variable));
-    if let Some(file) = &settings.env_file {
+    if let Some(file) = &settings.workers.env_file {
         for (name, value) in read_env_file(file)? {
             env.set(&name, value);
         }
@@ -60,9 +64,9 @@ pub(super) fn start(
         (None, Some(word)) => engine::find(word, env.get("PATH"), &dir)?,
         (None, None) => return Err(usage("no command given")),
     };
-    let user = settings.user.as_deref().map(user).transpose()?;
-    let sized = size(&settings, host, Some(&program))?;
-    for (name, value) in environment(&settings, &sized.plan) {
+    let user = settings.workers.user.as_deref().map(user).transpose()?;
+    let sized = size(settings, host, Some(&program))?;
+    for (name, value) in environment(settings, &sized.plan) {
         // What the environment file says is the user's choice too.
         let ours = name.starts_with("WEB_CONCURRENCY");
         if ours || env.get(&name).is_none_or(|set| host.env(&name) == Some(set)) {
@@ -70,18 +74,25 @@ pub(super) fn start(
         }
     }
     say_why(&sized);
-    let dir = settings.chdir.is_some().then_some(dir);
+    let dir = settings.workers.chdir.is_some().then_some(dir);
     if settings.exec {
-        let vars: Vec<_> = env.all().iter().map(|(name, value)| (name.clone(), value.clone())).collect();
+        let vars: Vec<_> =
+            env.all().iter().map(|(name, value)| (name.clone(), value.clone())).collect();
         let error = engine::replace(&program, &words, &vars, dir.as_deref(), user.as_ref());
         let message = format!("cannot execute {}: {error}", program.display());
         return Err(Failure::Command { status: CANNOT_EXECUTE, message });
     }
-    if settings.template && settings.command.iter().any(|word| word.to_string_lossy().contains("{port}")) && env.get("PORT").is_none() {
-        return Err(usage("--template has a {port} to replace, and PORT is not set; set it, or leave {port} out"));
+    if settings.workers.template
+        && settings.command.iter().any(|word| word.to_string_lossy().contains("{port}"))
+        && env.get("PORT").is_none()
+    {
+        return Err(usage(
+            "--template has a {port} to replace, and PORT is not set; set it, or leave {port} out",
+        ));
     }
     let listeners = settings.listen.iter().map(bind).collect::<Result<Vec<_>, _>>()?;
-    let addresses: Vec<Address> = listeners.iter().map(|listener| listener.address.clone()).collect();
+    let addresses: Vec<Address> =
+        listeners.iter().map(|listener| listener.address.clone()).collect();
     let mut env = env.without_ours().with_share(sized.plan.worker_memory, sized.plan.worker_cpus);
     for (name, value) in variables(&addresses) {
         env.set(&name, value);
@@ -89,7 +100,8 @@ pub(super) fn start(
     for address in &addresses {
         info!(event = "listening", address = %address, "listening on {address}");
     }
-    let config = configure(&settings, host, &sized, Parts { program, words, env, user, dir, listeners });
+    let config =
+        configure(settings, host, &sized, Parts { program, words, env, user, dir, listeners });
     Ok(engine::run(config)?)
 }
 
@@ -106,31 +118,39 @@ struct Parts {
 fn configure(settings: &Settings, host: &Host, sized: &Sized, parts: Parts) -> Config {
     let workers = sized.plan.workers;
     // `docker run -it image sh`: one worker that was asked for has the terminal and is not restarted.
-    let asked_for_one = workers == 1 && settings.workers.is_some();
+    let asked_for_one = workers == 1 && settings.sizing.workers.is_some();
     let at_terminal = asked_for_one && io::stdin().is_terminal();
-    let restart = settings.restart.unwrap_or(if at_terminal { Restart::Never } else { Restart::Always });
-    let prefix = match settings.prefix {
-        Auto::On => true,
-        Auto::Off => false,
-        Auto::Auto => io::stdout().is_terminal() && workers > 1,
+    let restart = settings.workers.restart.unwrap_or(if at_terminal {
+        Restart::Never
+    } else {
+        Restart::Always
+    });
+    let prefixed = match settings.output.prefix {
+        Switch::On => true,
+        Switch::Off => false,
+        Switch::Auto => io::stdout().is_terminal() && workers > 1,
+    };
+    let prefix = match (prefixed, colored(settings.output.color, host, &io::stdout())) {
+        (false, _) => Prefix::None,
+        (true, false) => Prefix::Plain,
+        (true, true) => Prefix::Colored,
     };
     Config {
         program: parts.program,
         words: parts.words,
-        template: settings.template,
+        template: settings.workers.template,
         env: parts.env,
         policy: Policy {
             restart,
-            max_restarts: settings.max_restarts,
-            grace: settings.grace,
+            max_restarts: settings.workers.max_restarts,
+            grace: settings.workers.grace,
             ready_after: READY_AFTER,
-            lifetime: settings.lifetime,
+            lifetime: settings.workers.lifetime,
             seed: u64::from(std::process::id()),
         },
         workers,
-        stop_signal: settings.stop_signal,
+        stop_signal: settings.workers.stop_signal,
         prefix,
-        color: colored(settings.color, host, &io::stdout()),
         terminal: at_terminal && restart == Restart::Never,
         user: parts.user,
         dir: parts.dir,
@@ -139,10 +159,13 @@ fn configure(settings: &Settings, host: &Host, sized: &Sized, parts: Parts) -> C
 }
 
 fn user(text: &str) -> Result<User, Failure> {
-    let user = User::find(text).map_err(|error| usage(format!("bad value \"{text}\" for --user: {error}")))?;
+    let user = User::find(text)
+        .map_err(|error| usage(format!("bad value \"{text}\" for --user: {error}")))?;
     let me = nix::unistd::geteuid();
     if !me.is_root() && (user.uid != me || user.gid != nix::unistd::getegid()) {
-        return Err(usage(format!("--user {text} needs root, to become another user; leave it out or start as root")));
+        return Err(usage(format!(
+            "--user {text} needs root, to become another user; leave it out or start as root"
+        )));
     }
     Ok(user)
 }
@@ -154,7 +177,11 @@ fn bind(address: &Address) -> Result<Listener, Failure> {
             Address::Tcp(address) => Some(address.port()),
             Address::Unix(_) => None,
         };
-        let holder = if error.kind() == io::ErrorKind::AddrInUse { port.and_then(engine::holder) } else { None };
+        let holder = if error.kind() == io::ErrorKind::AddrInUse {
+            port.and_then(engine::holder)
+        } else {
+            None
+        };
         let holder = holder.map(|holder| format!("; {holder} listens there")).unwrap_or_default();
         Failure::Other(anyhow!(error).context(format!("cannot listen on {address}{holder}")))
     })
@@ -166,7 +193,14 @@ fn say_why(sized: &Sized) {
     let (workers, bound_by) = (plan.workers, plan.bound_by.name());
     for (index, line) in lines.iter().enumerate() {
         let indent = if index == 0 { "" } else { "  " };
-        info!(event = "plan", workers, bound_by, memory_bytes = plan.worker_memory, cpus = plan.worker_cpus, "{indent}{line}");
+        info!(
+            event = "plan",
+            workers,
+            bound_by,
+            memory_bytes = plan.worker_memory,
+            cpus = plan.worker_cpus,
+            "{indent}{line}"
+        );
     }
     for warning in &plan.warnings {
         warn!(event = "plan_warning", "{warning}");

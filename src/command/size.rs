@@ -21,25 +21,35 @@ pub(super) struct Sized {
 }
 
 /// Computes the plan. `program` is where the command was found, if it was looked for and found.
-pub(super) fn size(settings: &Settings, host: &Host, program: Option<&Path>) -> Result<Sized, Failure> {
-    let recorded = match &settings.sysroot {
+pub(super) fn size(
+    settings: &Settings,
+    host: &Host,
+    program: Option<&Path>,
+) -> Result<Sized, Failure> {
+    let recorded = match &settings.what_if.sysroot {
         Some(dir) => Some(Host::sysroot(dir).map_err(|error| {
             usage(format!("cannot read the machine under --sysroot {}: {error}; give a folder that holds proc and sys", dir.display()))
         })?),
         None => None,
     };
     let mut resources = probe(recorded.as_ref().unwrap_or(host)).resolve();
-    if let Some(memory) = &settings.memory {
-        resources = resources.pretend_memory(memory.value, memory.origin.as_deref().unwrap_or_default());
+    if let Some(memory) = &settings.what_if.memory {
+        resources =
+            resources.pretend_memory(memory.value, memory.origin.as_deref().unwrap_or_default());
     }
-    if let Some(cpus) = &settings.cpus {
+    if let Some(cpus) = &settings.what_if.cpus {
         resources = resources.pretend_cpus(cpus.value, cpus.origin.as_deref().unwrap_or_default());
     }
     let mut plan = plan(resources, &request(settings, host, program));
     plan.warnings.extend(settings.warnings.iter().cloned());
-    if settings.strict && !plan.fits {
-        let reason = plan.warnings.iter().find(|warning| warning.contains("not even one") || warning.contains("pids.max"));
-        return Err(Failure::DoesNotFit(reason.cloned().unwrap_or_else(|| "not even one worker fits".to_owned())));
+    if settings.sizing.strict && !plan.fits {
+        let reason = plan
+            .warnings
+            .iter()
+            .find(|warning| warning.contains("not even one") || warning.contains("pids.max"));
+        return Err(Failure::DoesNotFit(
+            reason.cloned().unwrap_or_else(|| "not even one worker fits".to_owned()),
+        ));
     }
     let words: Vec<_> = settings.command.iter().map(|word| word.to_string_lossy()).collect();
     let subject = if words.is_empty() { String::new() } else { format!(" of {}", words.join(" ")) };
@@ -52,16 +62,16 @@ fn request(settings: &Settings, host: &Host, program: Option<&Path>) -> Request 
         Runtime::recognise(&word.to_string_lossy(), &head)
     });
     Request {
-        workers: settings.workers.clone(),
-        advice: settings.advice.clone(),
-        min_workers: settings.min_workers.clone(),
-        max_workers: settings.max_workers.clone(),
-        worker_memory: settings.worker_memory.clone(),
-        workers_per_cpu: settings.workers_per_cpu.clone(),
-        cpu_round: settings.cpu_round.clone(),
-        headroom: settings.headroom.clone(),
+        workers: settings.sizing.workers.clone(),
+        advice: settings.sizing.advice.clone(),
+        min_workers: settings.sizing.min_workers.clone(),
+        max_workers: settings.sizing.max_workers.clone(),
+        worker_memory: settings.sizing.worker_memory.clone(),
+        workers_per_cpu: settings.sizing.workers_per_cpu.clone(),
+        cpu_round: settings.sizing.cpu_round.clone(),
+        headroom: settings.sizing.headroom.clone(),
         runtime,
-        runtime_env: settings.runtime_env,
+        runtime_env: settings.sizing.runtime_env,
         single_tree: settings.exec || settings.format == Format::Env,
         env: readable(host),
     }
@@ -76,11 +86,13 @@ fn readable(host: &Host) -> BTreeMap<String, String> {
 pub(super) fn environment(settings: &Settings, plan: &Plan) -> BTreeMap<String, String> {
     let tree = settings.exec || settings.format == Format::Env;
     let concurrency = if tree { plan.workers } else { 1 };
-    let mut env: BTreeMap<_, _> = plan.environment.iter().map(|v| (v.name.clone(), v.value.clone())).collect();
+    let mut env: BTreeMap<_, _> =
+        plan.environment.iter().map(|v| (v.name.clone(), v.value.clone())).collect();
     env.insert("WEB_CONCURRENCY".to_owned(), concurrency.to_string());
     // A number that the user pinned stays his: marked as ours, the next evaluation of the same
     // profile line would take it for advice.
-    let pinned = settings.workers.as_ref().is_some_and(|given| given.origin.as_deref() == Some("env:WEB_CONCURRENCY"));
+    let pinned =
+        settings.sizing.workers.as_ref().is_some_and(|given| given.is_from("env:WEB_CONCURRENCY"));
     if !(settings.format == Format::Env && pinned) {
         env.insert("WEB_CONCURRENCY_SET_BY".to_owned(), "throng-rs".to_owned());
     }
@@ -95,10 +107,10 @@ pub(super) fn report(settings: &Settings, host: &Host) -> Result<u8, Failure> {
         sized.plan.warnings.push(failure.to_string());
     }
     let env = environment(settings, &sized.plan);
-    let machine = settings.verbose.then(machine);
+    let machine = settings.output.verbose.then(machine);
     let text = match settings.format {
         Format::Text => {
-            let color = colored(settings.color, host, &std::io::stdout());
+            let color = colored(settings.output.color, host, &std::io::stdout());
             report::text(&sized.plan, &sized.subject, &env, machine.as_deref(), color)
         }
         Format::Json => report::json(&sized.plan, &env, machine),
@@ -111,7 +123,7 @@ pub(super) fn report(settings: &Settings, host: &Host) -> Result<u8, Failure> {
 /// The command's file, where there is a command and it is one of this machine.
 fn look_for(settings: &Settings, host: &Host) -> Result<Option<PathBuf>, Failure> {
     match settings.command.first() {
-        Some(program) if settings.sysroot.is_none() => {
+        Some(program) if settings.what_if.sysroot.is_none() => {
             find(program, host.env("PATH"), &directory(settings)?).map(Some)
         }
         _ => Ok(None),
@@ -121,10 +133,13 @@ fn look_for(settings: &Settings, host: &Host) -> Result<Option<PathBuf>, Failure
 /// Where the workers start, absolute.
 pub(super) fn directory(settings: &Settings) -> Result<PathBuf, Failure> {
     let here = std::env::current_dir().unwrap_or_else(|_| PathBuf::from("/"));
-    let Some(dir) = &settings.chdir else { return Ok(here) };
+    let Some(dir) = &settings.workers.chdir else { return Ok(here) };
     let dir = here.join(dir);
     if !dir.is_dir() {
-        return Err(usage(format!("--chdir {} is no directory; create it or give another", dir.display())));
+        return Err(usage(format!(
+            "--chdir {} is no directory; create it or give another",
+            dir.display()
+        )));
     }
     Ok(dir)
 }

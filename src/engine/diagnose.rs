@@ -27,7 +27,10 @@ impl Engine {
     /// its port by `PORT` and a sibling listens on exactly that.
     pub(super) fn wanted_port(&self, worker: WorkerKey) -> Option<Taken> {
         let ended = self.running.get(&worker)?;
-        if self.fleet.is_ending() || !self.config.listeners.is_empty() || self.now() > ended.since + SOON {
+        if self.fleet.is_ending()
+            || !self.config.listeners.is_empty()
+            || self.now() > ended.since + SOON
+        {
             return None;
         }
         let tail = ended.tail.borrow();
@@ -39,7 +42,9 @@ impl Engine {
         let words = String::from_utf8_lossy(tail.words());
         let siblings = self.running.values().filter(|running| !running.reaped);
         let mut open: Vec<(u16, i32)> = siblings
-            .flat_map(|running| ports::listening(running.pid).into_iter().map(|port| (port, running.pid.as_raw())))
+            .flat_map(|running| {
+                ports::listening(running.pid).into_iter().map(|port| (port, running.pid.as_raw()))
+            })
             .collect();
         // The one that it named comes first, then the one that it was told.
         open.sort_by_key(|(port, _)| (!words.contains(&port.to_string()), Some(*port) != told));
@@ -52,7 +57,11 @@ impl Engine {
             return;
         }
         let Taken { port, wanted_by, holder } = taken;
-        let owner = self.running.values().find(|running| running.pid.as_raw() == *holder).map_or(0, |running| running.slot);
+        let owner = self
+            .running
+            .values()
+            .find(|running| running.pid.as_raw() == *holder)
+            .map_or(0, |running| running.slot);
         error!(
             event = "port_taken",
             port,

@@ -7,7 +7,14 @@ use std::os::unix::ffi::OsStrExt;
 use crate::fleet::Assignment;
 
 /// Addressed to the launcher by systemd.
-const OURS: &[&str] = &["LISTEN_FDS", "LISTEN_PID", "LISTEN_FDNAMES", "NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID"];
+const OURS: &[&str] = &[
+    "LISTEN_FDS",
+    "LISTEN_PID",
+    "LISTEN_FDNAMES",
+    "NOTIFY_SOCKET",
+    "WATCHDOG_USEC",
+    "WATCHDOG_PID",
+];
 
 /// The variables of all workers.
 #[derive(Clone, Debug)]
@@ -74,11 +81,15 @@ impl Environment {
         if let Some(budget) = self.budget {
             own.insert("THRONG_WORKER_BUDGET", budget.to_string());
         }
-        let inherited = self.vars.iter().filter(|(name, _)| !own.keys().any(|own| OsStr::new(own) == *name));
+        let inherited =
+            self.vars.iter().filter(|(name, _)| !own.keys().any(|own| OsStr::new(own) == *name));
         let inherited = inherited.map(|(name, value)| (name.as_bytes(), value.as_bytes()));
         let own = own.iter().map(|(name, value)| (name.as_bytes(), value.as_bytes()));
         // A NUL cannot come out of a real environment; what has one is left out rather than cut.
-        inherited.chain(own).filter_map(|(name, value)| CString::new([name, b"=", value].concat()).ok()).collect()
+        inherited
+            .chain(own)
+            .filter_map(|(name, value)| CString::new([name, b"=", value].concat()).ok())
+            .collect()
     }
 }
 
@@ -99,15 +110,34 @@ mod tests {
 
     #[test]
     fn a_worker_is_told_who_it_is_and_nothing_that_was_meant_for_us() {
-        let given = [("THRONG_WORKERS", "4"), ("LISTEN_FDS", "1"), ("WEB_CONCURRENCY", "4"), ("HOME", "/x")];
+        let given = [
+            ("THRONG_WORKERS", "4"),
+            ("LISTEN_FDS", "1"),
+            ("WEB_CONCURRENCY", "4"),
+            ("HOME", "/x"),
+        ];
         let given = given.iter().map(|(k, v)| (OsString::from(k), OsString::from(v))).collect();
         let env = Environment::inherit(&given, ["THRONG_WORKERS".to_owned()].into_iter());
         let env = env.without_ours().with_share(Some(1000), 4.0 / 3.0).of(worker());
         let text: Vec<_> = env.iter().map(|entry| entry.to_str().unwrap()).collect();
-        for want in ["HOME=/x", "WEB_CONCURRENCY=1", "THRONG_WORKER_ID=2", "THRONG_WORKER_INDEX=1", "THRONG_WORKER_GENERATION=3", "THRONG_WORKER_COUNT=4", "THRONG_WORKER_BUDGET=1000", "THRONG_WORKER_CPUS=1.333", "NODE_APP_INSTANCE=1"] {
+        for want in [
+            "HOME=/x",
+            "WEB_CONCURRENCY=1",
+            "THRONG_WORKER_ID=2",
+            "THRONG_WORKER_INDEX=1",
+            "THRONG_WORKER_GENERATION=3",
+            "THRONG_WORKER_COUNT=4",
+            "THRONG_WORKER_BUDGET=1000",
+            "THRONG_WORKER_CPUS=1.333",
+            "NODE_APP_INSTANCE=1",
+        ] {
             assert_eq!(text.iter().filter(|entry| **entry == want).count(), 1, "{want}");
         }
-        assert!(!text.iter().any(|entry| entry.starts_with("THRONG_WORKERS=") || entry.starts_with("LISTEN_")));
+        assert!(
+            !text
+                .iter()
+                .any(|entry| entry.starts_with("THRONG_WORKERS=") || entry.starts_with("LISTEN_"))
+        );
         assert_eq!(text.iter().filter(|entry| entry.starts_with("WEB_CONCURRENCY=")).count(), 1);
     }
 }

@@ -39,8 +39,8 @@ pub(crate) use program::{expand, find, head};
 pub(crate) use spawn::replace;
 pub(crate) use user::User;
 
-use crate::fleet::{Action, Assignment, Event, Fleet, Policy, Refusal, Time, Urgency, WorkerKey};
 use crate::exit;
+use crate::fleet::{Action, Assignment, Event, Fleet, Policy, Refusal, Time, Urgency, WorkerKey};
 use crate::log;
 use crate::sockets::Listener;
 use output::{Stream, Tail, pipe};
@@ -61,14 +61,20 @@ pub(crate) struct Config {
     pub(crate) policy: Policy,
     pub(crate) workers: u32,
     pub(crate) stop_signal: Signal,
-    /// Whether each line begins with its worker's id.
-    pub(crate) prefix: bool,
-    pub(crate) color: bool,
+    pub(crate) prefix: Prefix,
     /// Whether the one worker has our terminal.
     pub(crate) terminal: bool,
     pub(crate) user: Option<User>,
     pub(crate) dir: Option<PathBuf>,
     pub(crate) listeners: Vec<Listener>,
+}
+
+/// What each line of a worker begins with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Prefix {
+    None,
+    Plain,
+    Colored,
 }
 
 /// Runs the fleet to its end and returns the exit status.
@@ -101,7 +107,9 @@ struct Engine {
     running: BTreeMap<WorkerKey, Running>,
     stdout: Rc<Sink>,
     stderr: Rc<Sink>,
-    streams: u64,
+    /// Every stream that has not ended, also of workers that have.
+    streams: Vec<Rc<Stream>>,
+    next_stream: u64,
     hup_ignored: bool,
     had_terminal: bool,
     exit: Option<u8>,
@@ -119,9 +127,11 @@ impl Engine {
             // it leaves in the background is meant to stay.
             set_child_subreaper(true).context("cannot become a subreaper")?;
         }
-        let sockets = config.listeners.iter().map(|listener| listener.fd.try_clone()).collect::<io::Result<_>>();
+        let sockets: io::Result<Vec<_>> =
+            config.listeners.iter().map(|listener| listener.fd.try_clone()).collect();
         let sockets = sockets.context("cannot copy a listening socket")?;
-        let spawner = Spawner::new(signals.inherited, config.user.take(), config.dir.take(), sockets);
+        let (user, dir) = (config.user.take(), config.dir.take());
+        let spawner = Spawner::new(signals.inherited, user, dir, &sockets);
         let spawner = spawner.context("cannot prepare for starting workers")?;
         let sink = |fd: io::Result<Sink>| fd.map(Rc::new).context("cannot write to our own output");
         let (stdout, stderr) = (sink(Sink::new(io::stdout()))?, sink(Sink::new(io::stderr()))?);
@@ -139,7 +149,8 @@ impl Engine {
             running: BTreeMap::new(),
             stdout,
             stderr,
-            streams: OWN_LINES.0,
+            streams: Vec::new(),
+            next_stream: OWN_LINES.0,
             hup_ignored,
             had_terminal: has_terminal(),
             exit: None,
@@ -194,14 +205,26 @@ impl Engine {
         match self.try_spawn(to) {
             Ok(running) => {
                 let pid = running.pid.as_raw();
-                tracing::debug!(event = "started", worker = to.slot, pid, "worker {} is started as pid {pid}", to.slot);
+                tracing::debug!(
+                    event = "started",
+                    worker = to.slot,
+                    pid,
+                    "worker {} is started as pid {pid}",
+                    to.slot
+                );
                 self.running.insert(to.worker, running);
                 Ok(())
             }
             Err(error) => {
                 let why = refusal(&error);
                 let program = self.config.program.display();
-                error!(event = "refused", worker = to.slot, "worker {} cannot be started: {program}: {error}{}", to.slot, hint(&error, why));
+                error!(
+                    event = "refused",
+                    worker = to.slot,
+                    "worker {} cannot be started: {program}: {error}{}",
+                    to.slot,
+                    hint(&error, why)
+                );
                 Err(why)
             }
         }
@@ -223,7 +246,7 @@ impl Engine {
         let tail = Rc::new(RefCell::new(Tail::default()));
         let mut streams = Vec::new();
         // A single worker writes by itself: there is nobody to mix with, and nothing to copy.
-        let direct = self.config.terminal || (to.count == 1 && !self.config.prefix);
+        let direct = self.config.terminal || (to.count == 1 && self.config.prefix == Prefix::None);
         let (stdin, stdout, stderr) = if direct {
             let stdin = if self.config.terminal { Stdio::inherit() } else { Stdio::null() };
             (stdin, Stdio::inherit(), Stdio::inherit())
@@ -231,9 +254,10 @@ impl Engine {
             let prefix = self.prefix(to.slot);
             let mut piped = |sink: &Rc<Sink>| -> io::Result<Stdio> {
                 let (ours, theirs) = pipe(self.spawner.user.as_ref())?;
-                self.streams += 1;
-                let id = StreamId(self.streams);
-                let stream = Stream::new(id, ours, Rc::clone(sink), prefix.clone(), Rc::clone(&tail))?;
+                self.next_stream += 1;
+                let id = StreamId(self.next_stream);
+                let stream =
+                    Stream::new(id, ours, Rc::clone(sink), prefix.clone(), Rc::clone(&tail))?;
                 streams.push(Rc::new(stream));
                 Ok(Stdio::from(theirs))
             };
@@ -250,7 +274,9 @@ impl Engine {
             terminal: self.config.terminal.then(|| terminal.as_fd()),
             cgroup: None,
         })?;
+        self.streams.retain(|stream| !stream.has_ended());
         for stream in &streams {
+            self.streams.push(Rc::clone(stream));
             let stream = Rc::clone(stream);
             tokio::task::spawn_local(async move { stream.serve().await });
         }
@@ -260,10 +286,10 @@ impl Engine {
     fn prefix(&self, slot: u32) -> Vec<u8> {
         // Six colours that are read on dark and light ground.
         let color = 31 + slot % 6;
-        match (self.config.prefix, self.config.color) {
-            (false, _) => Vec::new(),
-            (true, false) => format!("[{slot}] ").into_bytes(),
-            (true, true) => format!("\x1b[{color}m[{slot}]\x1b[0m ").into_bytes(),
+        match self.config.prefix {
+            Prefix::None => Vec::new(),
+            Prefix::Plain => format!("[{slot}] ").into_bytes(),
+            Prefix::Colored => format!("\x1b[{color}m[{slot}]\x1b[0m ").into_bytes(),
         }
     }
 
@@ -316,7 +342,10 @@ impl Engine {
             }
             // The kernel speaks to us alone there: a window has changed, we wrote to nobody.
             Signal::SIGTTIN | Signal::SIGTTOU | Signal::SIGPIPE => {}
-            Signal::SIGUSR2 => warn!(event = "signal", "USR2 is kept for an upgrade of throng-rs itself and is not passed on"),
+            Signal::SIGUSR2 => warn!(
+                event = "signal",
+                "USR2 is kept for an upgrade of throng-rs itself and is not passed on"
+            ),
             other if received.by_process => self.signal_all(other),
             _ => {}
         }
@@ -343,7 +372,8 @@ impl Engine {
     fn reap(&mut self) {
         let mut ended = Vec::new();
         while let Some((pid, change)) = wait_any() {
-            let known = self.running.iter_mut().find(|(_, running)| running.pid == pid && !running.reaped);
+            let known =
+                self.running.iter_mut().find(|(_, running)| running.pid == pid && !running.reaped);
             match (known, change) {
                 (Some((key, running)), Change::Ended(how)) => {
                     running.reaped = true;
@@ -367,7 +397,8 @@ impl Engine {
         }
         // The last of a group may have been an adopted orphan that was just reaped.
         let left = |running: &Running| running.reaped && !group_lives(running.pid);
-        let gone: Vec<_> = self.running.iter().filter(|(_, running)| left(running)).map(|(key, _)| *key).collect();
+        let gone: Vec<_> =
+            self.running.iter().filter(|(_, running)| left(running)).map(|(key, _)| *key).collect();
         for worker in gone {
             self.tell(Event::GroupGone { worker });
             self.running.remove(&worker);
@@ -398,11 +429,19 @@ impl Engine {
     fn pass_own_lines(&self) {
         for (name, sink) in [("standard output", &self.stdout), ("standard error", &self.stderr)] {
             if let Some((errno, bytes)) = sink.take_lost() {
-                warn!(event = "output_lost", bytes, "{bytes} bytes of the workers' {name} were lost: {}", errno.desc());
+                warn!(
+                    event = "output_lost",
+                    bytes,
+                    "{bytes} bytes of the workers' {name} were lost: {}",
+                    errno.desc()
+                );
             }
         }
         if self.stdout.take_broken() {
-            warn!(event = "output_gone", "nobody reads standard output any more; what the workers write there is dropped");
+            warn!(
+                event = "output_gone",
+                "nobody reads standard output any more; what the workers write there is dropped"
+            );
         }
         let lines = log::take();
         // A reader that stands still costs our lines, never the supervision.
@@ -417,11 +456,11 @@ impl Engine {
         if !self.config.terminal {
             orphans::end(&self.signals).await;
         }
-        for running in self.running.values() {
-            running.streams.iter().for_each(|stream| stream.catch_up());
-        }
-        self.pass_own_lines();
         let drained = async {
+            for stream in &self.streams {
+                stream.flush().await;
+            }
+            self.pass_own_lines();
             self.stdout.drained().await;
             self.stderr.drained().await;
         };
@@ -449,7 +488,9 @@ fn has_terminal() -> bool {
 fn refusal(error: &io::Error) -> Refusal {
     let errno = error.raw_os_error().map_or(Errno::UnknownErrno, Errno::from_raw);
     match errno {
-        Errno::EAGAIN | Errno::ENOMEM | Errno::EMFILE | Errno::ENFILE | Errno::ENOSPC => Refusal::Resources,
+        Errno::EAGAIN | Errno::ENOMEM | Errno::EMFILE | Errno::ENFILE | Errno::ENOSPC => {
+            Refusal::Resources
+        }
         Errno::ENOENT => Refusal::Command { status: exit::NOT_FOUND },
         _ => Refusal::Command { status: exit::CANNOT_EXECUTE },
     }
@@ -460,7 +501,9 @@ fn hint(error: &io::Error, why: Refusal) -> &'static str {
         (_, Some(Errno::EAGAIN)) => "; raise pids.max or `ulimit -u`",
         (_, Some(Errno::EMFILE)) => "; raise `ulimit -n`",
         (_, Some(Errno::EPERM)) => "; only root may become another user",
-        (Refusal::Command { .. }, Some(Errno::ENOENT)) => "; it was there a moment ago, so the interpreter in its first line or its loader is missing",
+        (Refusal::Command { .. }, Some(Errno::ENOENT)) => {
+            "; it was there a moment ago, so the interpreter in its first line or its loader is missing"
+        }
         _ => "",
     }
 }

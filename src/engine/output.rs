@@ -3,7 +3,7 @@
 //! Lines stay whole up to [`LONGEST_LINE`]; what is longer goes out in pieces, so that no worker can
 //! make us keep more than that. The last words of each worker are kept for a diagnosis.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::io;
 use std::os::fd::OwnedFd;
 use std::rc::Rc;
@@ -53,6 +53,8 @@ pub(crate) struct Stream {
     /// The beginning of a line whose end has not come.
     partial: RefCell<Vec<u8>>,
     tail: Rc<RefCell<Tail>>,
+    /// Nobody holds the other end any more.
+    ended: Cell<bool>,
 }
 
 /// What a read found.
@@ -82,51 +84,76 @@ impl Stream {
         tail: Rc<RefCell<Tail>>,
     ) -> io::Result<Self> {
         let fd = watch(fd, Interest::READABLE).map_err(|(_, error)| error)?;
-        Ok(Self { id, fd, sink, prefix, partial: RefCell::default(), tail })
+        Ok(Self {
+            id,
+            fd,
+            sink,
+            prefix,
+            partial: RefCell::default(),
+            tail,
+            ended: Cell::new(false),
+        })
     }
 
     /// Passes everything on until nobody holds the other end any more.
     pub(crate) async fn serve(&self) {
-        loop {
+        while !self.ended.get() {
             self.sink.room().await;
             let Ok(mut ready) = self.fd.readable().await else { break };
-            match self.read_some() {
-                Found::Bytes => {}
-                Found::Nothing => ready.clear_ready(),
-                Found::End => break,
+            if matches!(self.read_some(), Found::Nothing) {
+                ready.clear_ready();
             }
         }
-        self.finish();
     }
 
     /// Passes on what is there right now, as far as the reader takes it: a worker's last words come
     /// before the news of its end.
     pub(crate) fn catch_up(&self) {
-        while !self.sink.is_full() {
+        while !self.sink.is_full() && matches!(self.read_some(), Found::Bytes) {}
+    }
+
+    /// Passes on everything that is there, also a last line without an end, as soon as it is taken.
+    pub(crate) async fn flush(&self) {
+        loop {
+            self.sink.room().await;
             if !matches!(self.read_some(), Found::Bytes) {
                 break;
             }
         }
+        self.push_partial();
     }
 
-    /// Passes on a last line without an end.
-    pub(crate) fn finish(&self) {
+    /// Whether nothing more will come.
+    pub(crate) fn has_ended(&self) -> bool {
+        self.ended.get()
+    }
+
+    fn push_partial(&self) {
         let partial = std::mem::take(&mut *self.partial.borrow_mut());
         self.sink.push(self.id, &self.prefix, &partial);
     }
 
+    fn end(&self) -> Found {
+        self.ended.set(true);
+        self.push_partial();
+        Found::End
+    }
+
     fn read_some(&self) -> Found {
+        if self.ended.get() {
+            return Found::End;
+        }
         let mut piece = [0; PIECE];
         loop {
             match read(self.fd.get_ref(), &mut piece) {
-                Ok(0) => return Found::End,
+                Ok(0) => return self.end(),
                 Ok(length) => {
                     self.take(&piece[..length]);
                     return Found::Bytes;
                 }
                 Err(Errno::EINTR) => {}
                 Err(Errno::EAGAIN) => return Found::Nothing,
-                Err(_) => return Found::End,
+                Err(_) => return self.end(),
             }
         }
     }

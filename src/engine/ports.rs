@@ -9,7 +9,11 @@ use procfs::process::{FDTarget, Process};
 /// The TCP ports that processes of the group `leader` listen on, in order.
 pub(crate) fn listening(leader: Pid) -> Vec<u16> {
     let sockets: HashSet<u64> = members(leader).iter().flat_map(sockets).collect();
-    let mut ports: Vec<u16> = listeners().into_iter().filter(|(inode, _)| sockets.contains(inode)).map(|(_, port)| port).collect();
+    let mut ports: Vec<u16> = listeners()
+        .into_iter()
+        .filter(|(inode, _)| sockets.contains(inode))
+        .map(|(_, port)| port)
+        .collect();
     ports.sort_unstable();
     ports.dedup();
     ports
@@ -17,8 +21,12 @@ pub(crate) fn listening(leader: Pid) -> Vec<u16> {
 
 /// The process that listens on `port`, as far as `/proc` shows it: pid and command.
 pub(crate) fn holder(port: u16) -> Option<String> {
-    let inodes: HashSet<u64> = listeners().into_iter().filter(|(_, p)| *p == port).map(|(inode, _)| inode).collect();
-    let process = procfs::process::all_processes().ok()?.flatten().find(|process| sockets(process).iter().any(|inode| inodes.contains(inode)))?;
+    let inodes: HashSet<u64> =
+        listeners().into_iter().filter(|(_, p)| *p == port).map(|(inode, _)| inode).collect();
+    let process = procfs::process::all_processes()
+        .ok()?
+        .flatten()
+        .find(|process| sockets(process).iter().any(|inode| inodes.contains(inode)))?;
     let name = process.stat().map(|stat| stat.comm).unwrap_or_default();
     Some(format!("pid {} ({name})", process.pid()))
 }
@@ -26,12 +34,17 @@ pub(crate) fn holder(port: u16) -> Option<String> {
 /// Listening sockets: inode and port.
 fn listeners() -> Vec<(u64, u16)> {
     let entries = procfs::net::tcp().into_iter().chain(procfs::net::tcp6()).flatten();
-    entries.filter(|entry| entry.state == TcpState::Listen).map(|entry| (entry.inode, entry.local_address.port())).collect()
+    entries
+        .filter(|entry| entry.state == TcpState::Listen)
+        .map(|entry| (entry.inode, entry.local_address.port()))
+        .collect()
 }
 
 fn members(leader: Pid) -> Vec<Process> {
     let Ok(all) = procfs::process::all_processes() else { return Vec::new() };
-    all.flatten().filter(|process| process.stat().is_ok_and(|stat| stat.pgrp == leader.as_raw())).collect()
+    all.flatten()
+        .filter(|process| process.stat().is_ok_and(|stat| stat.pgrp == leader.as_raw()))
+        .collect()
 }
 
 fn sockets(process: &Process) -> Vec<u64> {
@@ -48,9 +61,15 @@ fn sockets(process: &Process) -> Vec<u64> {
 /// Java, PHP, Rust and nginx.
 pub(crate) fn says_taken(words: &[u8]) -> bool {
     let text = String::from_utf8_lossy(words).to_ascii_lowercase();
-    ["eaddrinuse", "address already in use", "address in use", "addrinuse", "port is already allocated"]
-        .iter()
-        .any(|form| text.contains(form))
+    [
+        "eaddrinuse",
+        "address already in use",
+        "address in use",
+        "addrinuse",
+        "port is already allocated",
+    ]
+    .iter()
+    .any(|form| text.contains(form))
 }
 
 #[cfg(test)]

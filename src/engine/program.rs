@@ -18,14 +18,22 @@ const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/s
 pub(crate) fn find(program: &OsStr, path: Option<&OsStr>, dir: &Path) -> Result<PathBuf, Failure> {
     let failure = |status, message| Failure::Command { status, message };
     if program.is_empty() {
-        return Err(failure(NOT_FOUND, "the command's name is empty; give one after --".to_owned()));
+        return Err(failure(
+            NOT_FOUND,
+            "the command's name is empty; give one after --".to_owned(),
+        ));
     }
     if program.as_bytes().contains(&b'/') {
         let file = dir.join(program);
         return match check(&file) {
             Verdict::Good => Ok(file),
-            Verdict::Missing => Err(failure(NOT_FOUND, format!("command not found: {} does not exist", file.display()))),
-            Verdict::Bad(why) => Err(failure(CANNOT_EXECUTE, format!("cannot execute {}: {why}", file.display()))),
+            Verdict::Missing => Err(failure(
+                NOT_FOUND,
+                format!("command not found: {} does not exist", file.display()),
+            )),
+            Verdict::Bad(why) => {
+                Err(failure(CANNOT_EXECUTE, format!("cannot execute {}: {why}", file.display())))
+            }
         };
     }
     let path = path.unwrap_or(OsStr::new(DEFAULT_PATH));
@@ -40,12 +48,19 @@ pub(crate) fn find(program: &OsStr, path: Option<&OsStr>, dir: &Path) -> Result<
     }
     let name = program.display();
     Err(match found_bad {
-        Some((file, why)) => failure(CANNOT_EXECUTE, format!("cannot execute {}: {why}", file.display())),
+        Some((file, why)) => {
+            failure(CANNOT_EXECUTE, format!("cannot execute {}: {why}", file.display()))
+        }
         None if program.as_bytes().contains(&b' ') => failure(
             NOT_FOUND,
-            format!("command not found: \"{name}\" is one word; give the command and its arguments without quotes around them all"),
+            format!(
+                "command not found: \"{name}\" is one word; give the command and its arguments without quotes around them all"
+            ),
         ),
-        None => failure(NOT_FOUND, format!("command not found: \"{name}\" is in no directory of PATH={}", path.display())),
+        None => failure(
+            NOT_FOUND,
+            format!("command not found: \"{name}\" is in no directory of PATH={}", path.display()),
+        ),
     })
 }
 

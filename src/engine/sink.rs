@@ -89,7 +89,13 @@ impl Sink {
             Ok(ready) => Target::Polled(ready),
             Err((fd, _)) => Target::Plain(fd),
         };
-        Ok(Self { state: RefCell::default(), target, way, work: Notify::new(), space: Notify::new() })
+        Ok(Self {
+            state: RefCell::default(),
+            target,
+            way,
+            work: Notify::new(),
+            space: Notify::new(),
+        })
     }
 
     /// Adds a piece of `stream`'s output, with `prefix` before it where it begins a line.
@@ -204,7 +210,9 @@ impl Sink {
         };
         match self.way {
             Way::Own => write(fd, bytes),
-            Way::Socket => send(fd.as_raw_fd(), bytes, MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL),
+            Way::Socket => {
+                send(fd.as_raw_fd(), bytes, MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL)
+            }
             Way::Careful => {
                 let mut polled = [PollFd::new(fd.as_fd(), PollFlags::POLLOUT)];
                 if poll(&mut polled, PollTimeout::ZERO)? == 0 {
@@ -219,7 +227,11 @@ impl Sink {
 /// The same pipe or terminal by a description of our own, which may be told not to block.
 fn reopen(fd: &OwnedFd) -> nix::Result<OwnedFd> {
     let path = format!("/proc/self/fd/{}", fd.as_raw_fd());
-    open(path.as_str(), OFlag::O_WRONLY | OFlag::O_NONBLOCK | OFlag::O_CLOEXEC | OFlag::O_NOCTTY, Mode::empty())
+    open(
+        path.as_str(),
+        OFlag::O_WRONLY | OFlag::O_NONBLOCK | OFlag::O_CLOEXEC | OFlag::O_NOCTTY,
+        Mode::empty(),
+    )
 }
 
 #[cfg(test)]

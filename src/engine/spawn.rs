@@ -18,7 +18,9 @@ use nix::errno::Errno;
 use nix::libc;
 use nix::sys::prctl::set_pdeathsig;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
-use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, SigmaskHow, Signal, sigaction, sigprocmask};
+use nix::sys::signal::{
+    SaFlags, SigAction, SigHandler, SigSet, SigmaskHow, Signal, sigaction, sigprocmask,
+};
 use nix::unistd::{Pid, execve, getpid, getppid, setgid, setgroups, setpgid, setuid, tcsetpgrp};
 
 use super::user::User;
@@ -65,13 +67,14 @@ impl Spawner {
         mask: SigSet,
         user: Option<User>,
         dir: Option<std::path::PathBuf>,
-        descriptors: Vec<OwnedFd>,
+        descriptors: &[OwnedFd],
     ) -> io::Result<Self> {
         let limits = getrlimit(Resource::RLIMIT_NOFILE)?;
         // A failure leaves us with what we have.
         let _ = setrlimit(Resource::RLIMIT_NOFILE, limits.1, limits.1);
         let end = FIRST_FD + i32::try_from(descriptors.len()).unwrap_or(0);
-        let descriptors: Vec<OwnedFd> = descriptors.iter().map(|fd| above(fd, end)).collect::<io::Result<_>>()?;
+        let descriptors: Vec<OwnedFd> =
+            descriptors.iter().map(|fd| above(fd, end)).collect::<io::Result<_>>()?;
         let mut places = Vec::new();
         if !descriptors.is_empty() {
             // Each open takes the lowest free number, so this fills every gap below `end`.
@@ -91,8 +94,11 @@ impl Spawner {
     /// Starts a process and returns its pid. The caller reaps it.
     pub(crate) fn spawn(&self, launch: Launch<'_>) -> io::Result<Pid> {
         let program = CString::new(launch.program.as_os_str().as_bytes())?;
-        let words: Vec<CString> =
-            launch.words.iter().map(|word| CString::new(word.as_bytes())).collect::<Result<_, _>>()?;
+        let words: Vec<CString> = launch
+            .words
+            .iter()
+            .map(|word| CString::new(word.as_bytes()))
+            .collect::<Result<_, _>>()?;
         let mut command = Command::new(launch.program);
         command.stdin(launch.stdin).stdout(launch.stdout).stderr(launch.stderr);
         if let Some(dir) = &self.dir {
@@ -256,9 +262,18 @@ pub(crate) fn keep_zombies() -> io::Result<()> {
 }
 
 /// Makes this process the command; returns only where that failed.
-pub(crate) fn replace(program: &Path, words: &[OsString], env: &[(OsString, OsString)], dir: Option<&Path>, user: Option<&User>) -> io::Error {
+pub(crate) fn replace(
+    program: &Path,
+    words: &[OsString],
+    env: &[(OsString, OsString)],
+    dir: Option<&Path>,
+    user: Option<&User>,
+) -> io::Error {
     let mut command = Command::new(program);
-    command.args(words.iter().skip(1)).env_clear().envs(env.iter().map(|(name, value)| (name, value)));
+    command
+        .args(words.iter().skip(1))
+        .env_clear()
+        .envs(env.iter().map(|(name, value)| (name, value)));
     if let Some(word) = words.first() {
         command.arg0(word);
     }

@@ -34,10 +34,12 @@ impl User {
             Some(entry) => number(entry[2]),
             None => number(user),
         };
-        let uid = uid.ok_or_else(|| format!("no user \"{user}\" in /etc/passwd; give its name or number"))?;
+        let uid = uid
+            .ok_or_else(|| format!("no user \"{user}\" in /etc/passwd; give its name or number"))?;
         let gid = match wanted {
-            Some(wanted) => group_id(wanted, group)
-                .ok_or_else(|| format!("no group \"{wanted}\" in /etc/group; give its name or number"))?,
+            Some(wanted) => group_id(wanted, group).ok_or_else(|| {
+                format!("no group \"{wanted}\" in /etc/group; give its name or number")
+            })?,
             None => entry.as_ref().and_then(|entry| number(entry[3])).unwrap_or(uid),
         };
         let name = entry.as_ref().map_or(user, |entry| entry[0]);
@@ -75,12 +77,17 @@ fn number(text: &str) -> Option<u32> {
 mod tests {
     use super::*;
 
-    const PASSWD: &str = "root:x:0:0:root:/root:/bin/sh\napp:x:1000:1001::/home/app:/bin/sh\nbroken\n";
+    const PASSWD: &str =
+        "root:x:0:0:root:/root:/bin/sh\napp:x:1000:1001::/home/app:/bin/sh\nbroken\n";
     const GROUP: &str = "root:x:0:\nwww:x:33:app,other\nlog:x:4:app\nbad:x\n";
 
     fn ids(text: &str) -> Option<(u32, u32, Vec<u32>)> {
         let user = User::parse(text, PASSWD, GROUP).ok()?;
-        Some((user.uid.as_raw(), user.gid.as_raw(), user.groups.iter().map(|gid| gid.as_raw()).collect()))
+        Some((
+            user.uid.as_raw(),
+            user.gid.as_raw(),
+            user.groups.iter().map(|gid| gid.as_raw()).collect(),
+        ))
     }
 
     #[test]

@@ -99,19 +99,54 @@ pub(crate) struct Assignment {
 /// A fact for the log.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Note {
-    Ready { worker: WorkerKey, slot: u32 },
-    Ended { worker: WorkerKey, slot: u32, how: Ended, asked: bool },
+    Ready {
+        worker: WorkerKey,
+        slot: u32,
+    },
+    Ended {
+        worker: WorkerKey,
+        slot: u32,
+        how: Ended,
+        asked: bool,
+    },
     /// The slot's next start comes after this wait.
-    Waits { slot: u32, delay: Duration, early_ends: u32 },
-    SlotFailed { slot: u32, early_ends: u32 },
-    Leftover { worker: WorkerKey, slot: u32 },
-    Killing { worker: WorkerKey, slot: u32 },
-    GaveUp { worker: WorkerKey, slot: u32 },
-    Stopping { workers: u32 },
-    Resized { from: u32, to: u32 },
-    FirstStartsFailed { workers: u32 },
+    Waits {
+        slot: u32,
+        delay: Duration,
+        early_ends: u32,
+    },
+    SlotFailed {
+        slot: u32,
+        early_ends: u32,
+    },
+    Leftover {
+        worker: WorkerKey,
+        slot: u32,
+    },
+    Killing {
+        worker: WorkerKey,
+        slot: u32,
+    },
+    GaveUp {
+        worker: WorkerKey,
+        slot: u32,
+    },
+    Stopping {
+        workers: u32,
+    },
+    Resized {
+        from: u32,
+        to: u32,
+    },
+    FirstStartsFailed {
+        workers: u32,
+    },
     NoneLeft,
-    Reload { workers: u32 },
-    ReloadStopped { slot: u32 },
+    Reload {
+        workers: u32,
+    },
+    ReloadStopped {
+        slot: u32,
+    },
     Reloaded,
 }

@@ -15,8 +15,8 @@ use std::time::Duration;
 
 use crate::exit;
 pub(crate) use messages::{Action, Assignment, Event, Note, Policy, Refusal, Restart, Urgency};
-pub(crate) use worker::{Ended, Time, WorkerKey};
 use worker::{End, First, Phase, Slot, SlotState, Worker};
+pub(crate) use worker::{Ended, Time, WorkerKey};
 
 /// A worker that has been ready for so long is stable: its end is no sign of a bad start.
 const STABLE: Duration = Duration::from_secs(5);
@@ -98,7 +98,9 @@ impl Fleet {
             Event::Start => self.fill(now, &mut actions),
             Event::Tick => {}
             Event::Refused { worker, why } => self.refused(now, worker, why, &mut actions),
-            Event::Ended { worker, how, group } => self.ended(now, worker, how, group, &mut actions),
+            Event::Ended { worker, how, group } => {
+                self.ended(now, worker, how, group, &mut actions);
+            }
             Event::GroupGone { worker } => self.gone(now, worker, &mut actions),
             Event::ResizeBy(more) => {
                 let workers = self.target.saturating_add_signed(more);
@@ -119,8 +121,12 @@ impl Fleet {
         for id in 1..=self.target {
             self.slots.entry(id).or_insert_with(Slot::new);
         }
-        let empty: Vec<u32> =
-            self.slots.iter().filter(|(_, slot)| slot.state == SlotState::Empty && !slot.retiring).map(|(id, _)| *id).collect();
+        let empty: Vec<u32> = self
+            .slots
+            .iter()
+            .filter(|(_, slot)| slot.state == SlotState::Empty && !slot.retiring)
+            .map(|(id, _)| *id)
+            .collect();
         for id in empty {
             self.spawn(now, id, actions);
         }
@@ -132,9 +138,17 @@ impl Fleet {
         let worker = WorkerKey(self.next_key);
         slot.generation += 1;
         slot.state = SlotState::Filled(worker);
-        self.workers.insert(worker, Worker { slot: id, phase: Phase::Starting { since: now }, ended: None });
+        self.workers.insert(
+            worker,
+            Worker { slot: id, phase: Phase::Starting { since: now }, ended: None },
+        );
         self.any_spawned = true;
-        actions.push(Action::Spawn(Assignment { worker, slot: id, generation: slot.generation, count: self.target }));
+        actions.push(Action::Spawn(Assignment {
+            worker,
+            slot: id,
+            generation: slot.generation,
+            count: self.target,
+        }));
     }
 
     fn refused(&mut self, now: Time, key: WorkerKey, why: Refusal, actions: &mut Vec<Action>) {
@@ -143,7 +157,8 @@ impl Fleet {
             Refusal::Resources => exit::FAILURE,
             Refusal::Command { status } => status,
         };
-        let nobody_yet = self.workers.values().all(|worker| matches!(worker.phase, Phase::Starting { .. }));
+        let nobody_yet =
+            self.workers.values().all(|worker| matches!(worker.phase, Phase::Starting { .. }));
         if let Refusal::Command { status } = why
             && !self.any_ready
             && nobody_yet
@@ -157,7 +172,14 @@ impl Fleet {
         self.settle(now, worker.slot, end, why != Refusal::Resources, actions);
     }
 
-    fn ended(&mut self, now: Time, key: WorkerKey, how: Ended, group: bool, actions: &mut Vec<Action>) {
+    fn ended(
+        &mut self,
+        now: Time,
+        key: WorkerKey,
+        how: Ended,
+        group: bool,
+        actions: &mut Vec<Action>,
+    ) {
         let Some(worker) = self.workers.get_mut(&key) else { return };
         if worker.ended.is_some() {
             return;
@@ -168,7 +190,9 @@ impl Fleet {
                 let ready = now >= since + self.policy.ready_after;
                 End { how, stable: false, ready, asked: false }
             }
-            Phase::Ready { since } => End { how, stable: now >= since + STABLE, ready: true, asked: false },
+            Phase::Ready { since } => {
+                End { how, stable: now >= since + STABLE, ready: true, asked: false }
+            }
             _ => End { how, stable: true, ready: true, asked: true },
         };
         worker.ended = Some(end);
@@ -287,7 +311,8 @@ impl Fleet {
         if self.ending.is_some() {
             return;
         }
-        let mut present: Vec<_> = self.workers.iter().filter(|(_, worker)| worker.ended.is_none()).collect();
+        let mut present: Vec<_> =
+            self.workers.iter().filter(|(_, worker)| worker.ended.is_none()).collect();
         present.sort_by_key(|(_, worker)| worker.slot);
         let waiting: VecDeque<_> = present.into_iter().map(|(key, _)| *key).collect();
         let workers = u32::try_from(waiting.len()).unwrap_or(u32::MAX);
@@ -387,7 +412,9 @@ impl Fleet {
                 Phase::Starting { since } if now >= since + self.policy.ready_after => {
                     worker.phase = Phase::Ready { since: now };
                     self.any_ready = true;
-                    if let Some(slot) = self.slots.get_mut(&slot).filter(|slot| slot.first == First::Open) {
+                    if let Some(slot) =
+                        self.slots.get_mut(&slot).filter(|slot| slot.first == First::Open)
+                    {
                         slot.first = First::Ready;
                     }
                     actions.push(Action::Say(Note::Ready { worker: key, slot }));
@@ -403,8 +430,10 @@ impl Fleet {
             }
         }
         if self.ending.is_none() {
-            let due = |slot: &Slot| matches!(slot.state, SlotState::Waiting { until } if now >= until);
-            let ids: Vec<u32> = self.slots.iter().filter(|(_, slot)| due(slot)).map(|(id, _)| *id).collect();
+            let due =
+                |slot: &Slot| matches!(slot.state, SlotState::Waiting { until } if now >= until);
+            let ids: Vec<u32> =
+                self.slots.iter().filter(|(_, slot)| due(slot)).map(|(id, _)| *id).collect();
             for id in ids {
                 self.spawn(now, id, actions);
             }
@@ -414,7 +443,8 @@ impl Fleet {
     /// Ends the run where there is nothing left to do.
     fn conclude(&mut self, now: Time, actions: &mut Vec<Action>) {
         if self.ending.is_none() && self.any_spawned {
-            let over = |slot: &Slot| matches!(slot.state, SlotState::Failed | SlotState::Done { .. });
+            let over =
+                |slot: &Slot| matches!(slot.state, SlotState::Failed | SlotState::Done { .. });
             let success = |slot: &Slot| slot.state == SlotState::Done { success: true };
             let first_failed = |slot: &Slot| slot.first == First::Failed;
             if !self.slots.is_empty() && self.slots.values().all(over) && self.workers.is_empty() {
@@ -424,7 +454,10 @@ impl Fleet {
                     actions.push(Action::Say(Note::NoneLeft));
                 }
                 self.begin_end(Some(status));
-            } else if !self.any_ready && self.slots.values().all(first_failed) && self.policy.restart != Restart::Never {
+            } else if !self.any_ready
+                && self.slots.values().all(first_failed)
+                && self.policy.restart != Restart::Never
+            {
                 let workers = u32::try_from(self.slots.len()).unwrap_or(u32::MAX);
                 actions.push(Action::Say(Note::FirstStartsFailed { workers }));
                 self.abort(now, self.last_failure.unwrap_or(exit::FAILURE), actions);

@@ -10,7 +10,14 @@ use super::*;
 const SECOND: Duration = Duration::from_secs(1);
 
 fn policy(restart: Restart) -> Policy {
-    Policy { restart, max_restarts: 3, grace: 8 * SECOND, ready_after: SECOND, lifetime: None, seed: 1 }
+    Policy {
+        restart,
+        max_restarts: 3,
+        grace: 8 * SECOND,
+        ready_after: SECOND,
+        lifetime: None,
+        seed: 1,
+    }
 }
 
 /// A fleet with the clock, and what the engine would know of it.
@@ -22,7 +29,8 @@ struct Bench {
 
 impl Bench {
     fn start(policy: Policy, workers: u32) -> Self {
-        let mut bench = Self { fleet: Fleet::new(policy, workers), now: Time::ZERO, log: Vec::new() };
+        let mut bench =
+            Self { fleet: Fleet::new(policy, workers), now: Time::ZERO, log: Vec::new() };
         bench.event(Event::Start);
         bench
     }
@@ -100,7 +108,9 @@ fn a_stable_run_forgets_what_was_before() {
     bench.after(5 * SECOND);
     assert_eq!(spawns(&bench.end(4, CRASH)), [(1, 4)]);
     let next = bench.end(5, CRASH);
-    assert!(next.iter().any(|action| matches!(action, Action::Say(Note::Waits { early_ends: 1, .. }))));
+    assert!(
+        next.iter().any(|action| matches!(action, Action::Say(Note::Waits { early_ends: 1, .. })))
+    );
 }
 
 #[test]
@@ -142,7 +152,10 @@ fn never_and_on_failure_end_with_the_work() {
 fn a_stop_asks_then_kills_and_tells_which() {
     let mut bench = Bench::start(policy(Restart::Always), 2);
     let actions = bench.event(Event::Stop(Urgency::Graceful));
-    assert!(actions.contains(&Action::AskLeader(WorkerKey(1))) && actions.contains(&Action::AskLeader(WorkerKey(2))));
+    assert!(
+        actions.contains(&Action::AskLeader(WorkerKey(1)))
+            && actions.contains(&Action::AskLeader(WorkerKey(2)))
+    );
     bench.end(1, Ended::Signal(15));
     assert_eq!(exit_of(&bench.end(2, Ended::Code(0))), Some(0));
 
@@ -181,7 +194,11 @@ fn a_process_that_not_even_kill_ends_is_given_up() {
 #[test]
 fn the_highest_slot_leaves_first_and_comes_back() {
     let mut bench = Bench::start(policy(Restart::Always), 3);
-    let asked: Vec<_> = bench.event(Event::ResizeBy(-2)).into_iter().filter(|a| matches!(a, Action::AskLeader(_))).collect();
+    let asked: Vec<_> = bench
+        .event(Event::ResizeBy(-2))
+        .into_iter()
+        .filter(|a| matches!(a, Action::AskLeader(_)))
+        .collect();
     assert_eq!(asked, [Action::AskLeader(WorkerKey(3)), Action::AskLeader(WorkerKey(2))]);
     assert_eq!(spawns(&bench.event(Event::ResizeBy(1))), [], "slot 2 is still being left");
     assert_eq!(spawns(&bench.end(2, Ended::Code(0))), [(2, 2)]);
@@ -274,7 +291,10 @@ impl World {
                     assert!(!self.stopping, "a start while stopping");
                     assert!(self.seen.insert(to.worker), "a key used twice");
                     self.alive.insert(to.worker, None);
-                    assert!(self.alive.len() + self.groups.len() <= most as usize, "too many alive");
+                    assert!(
+                        self.alive.len() + self.groups.len() <= most as usize,
+                        "too many alive"
+                    );
                 }
                 Action::AskLeader(key) => *self.alive.get_mut(&key).unwrap() = Some(now),
                 Action::AskGroup(key) => {
@@ -292,7 +312,10 @@ impl World {
                 }
                 Action::Say(_) => {}
                 Action::Exit(status) => {
-                    assert!(self.alive.is_empty() && self.groups.is_empty(), "an end that leaves processes");
+                    assert!(
+                        self.alive.is_empty() && self.groups.is_empty(),
+                        "an end that leaves processes"
+                    );
                     self.exited = Some(status);
                 }
             }

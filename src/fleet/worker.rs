@@ -95,7 +95,13 @@ pub(crate) struct Slot {
 
 impl Slot {
     pub(crate) fn new() -> Self {
-        Self { state: SlotState::Empty, generation: 0, early_ends: 0, first: First::Open, retiring: false }
+        Self {
+            state: SlotState::Empty,
+            generation: 0,
+            early_ends: 0,
+            first: First::Open,
+            retiring: false,
+        }
     }
 }
 
@@ -106,11 +112,15 @@ pub(crate) enum SlotState {
     /// A worker that has not gone yet.
     Filled(WorkerKey),
     /// Nobody until then.
-    Waiting { until: Time },
+    Waiting {
+        until: Time,
+    },
     /// Given up after too many early ends.
     Failed,
     /// Ended, and not to be started again.
-    Done { success: bool },
+    Done {
+        success: bool,
+    },
 }
 
 /// The fate of a slot's first start.

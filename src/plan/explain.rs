@@ -29,35 +29,77 @@ pub(crate) fn explain(
 }
 
 impl Explained {
-    fn step(&mut self, name: &str, value: impl Into<String>, source: Option<&str>, because: impl Into<String>) {
+    fn step(
+        &mut self,
+        name: &str,
+        value: impl Into<String>,
+        source: Option<&str>,
+        because: impl Into<String>,
+    ) {
         self.steps.push(Step::new(name, value, source, because));
     }
 
-    fn memory(&mut self, resources: &Resources, request: &Request, inputs: &Inputs, outcome: &Outcome) {
+    fn memory(
+        &mut self,
+        resources: &Resources,
+        request: &Request,
+        inputs: &Inputs,
+        outcome: &Outcome,
+    ) {
         let (Some(room), Some(ceiling)) = (&outcome.memory, outcome.ceiling(inputs)) else {
-            self.step("memory", "unknown", None, "no limit and no /proc/meminfo: only the CPUs count");
+            self.step(
+                "memory",
+                "unknown",
+                None,
+                "no limit and no /proc/meminfo: only the CPUs count",
+            );
             return;
         };
         self.ceiling(resources, request, ceiling, room);
         if ceiling.used > 0 {
-            self.step("in use", show_size(ceiling.used), None, "by others below the same limit, page cache that can be dropped left out");
+            self.step(
+                "in use",
+                show_size(ceiling.used),
+                None,
+                "by others below the same limit, page cache that can be dropped left out",
+            );
         }
-        self.step("left for workers", show_size(room.budget), None, "the limit less all of the above");
+        self.step(
+            "left for workers",
+            show_size(room.budget),
+            None,
+            "the limit less all of the above",
+        );
         let cost = worker_memory(request);
         let because = match cost.origin {
             Some(_) => "private memory, as told".to_owned(),
             None => format!("assumed for {}; --worker-memory says better", request.runtime.name()),
         };
         self.step("one worker", show_size(cost.value), cost.origin.as_deref(), because);
-        let words = format!("{} of {} in {}", plural(room.workers, "worker"), show_size(cost.value), show_size(room.budget));
+        let words = format!(
+            "{} of {} in {}",
+            plural(room.workers, "worker"),
+            show_size(cost.value),
+            show_size(room.budget)
+        );
         self.verdict.push(format!("memory allows {words}"));
     }
 
-    fn ceiling(&mut self, resources: &Resources, request: &Request, ceiling: &Ceiling, room: &MemoryRoom) {
+    fn ceiling(
+        &mut self,
+        resources: &Resources,
+        request: &Request,
+        ceiling: &Ceiling,
+        room: &MemoryRoom,
+    ) {
         let tightest = resources.memory.limit.as_ref();
         if let Some(limit) = &ceiling.limit {
             let (name, because) = if resources.memory.ram.as_ref() == Some(limit) {
-                let because = if tightest.is_some() { "the machine itself has less room left than the limit" } else { "no limit below the machine's memory" };
+                let because = if tightest.is_some() {
+                    "the machine itself has less room left than the limit"
+                } else {
+                    "no limit below the machine's memory"
+                };
                 ("machine memory", because)
             } else if tightest == Some(limit) {
                 ("memory limit", "the kernel kills above it")
@@ -69,17 +111,27 @@ impl Explained {
                 // The headroom below the hard limit plays no part where throttling comes first.
             } else {
                 let because = match &request.headroom {
-                    Some(Given { value: Headroom::Share(_), .. }) => "a share of the limit, as told",
+                    Some(Given { value: Headroom::Share(_), .. }) => {
+                        "a share of the limit, as told"
+                    }
                     Some(_) => "as told",
-                    None if resources.memory.swap => "a tenth, 48 MiB to 1 GiB: kernel, page tables, sockets, hot files",
-                    None => "15 %, 72 MiB to 1.5 GiB, as no swap takes a peak: kernel, page tables, sockets, hot files",
+                    None if resources.memory.swap => {
+                        "a tenth, 48 MiB to 1 GiB: kernel, page tables, sockets, hot files"
+                    }
+                    None => {
+                        "15 %, 72 MiB to 1.5 GiB, as no swap takes a peak: kernel, page tables, sockets, hot files"
+                    }
                 };
                 let origin = request.headroom.as_ref().and_then(|given| given.origin.as_deref());
                 self.step("headroom", show_size(room.headroom), origin, because);
             }
         }
         if let Some(high) = &ceiling.high {
-            let because = if room.by_high { "above it the kernel throttles: 95 % of it is the target" } else { "throttling; above what the hard limit leaves" };
+            let because = if room.by_high {
+                "above it the kernel throttles: 95 % of it is the target"
+            } else {
+                "throttling; above what the hard limit leaves"
+            };
             self.step("memory.high", show_size(high.value), Some(&high.source), because);
         }
     }
@@ -87,20 +139,36 @@ impl Explained {
     fn cpu(&mut self, resources: &Resources, request: &Request, outcome: &Outcome) {
         let cpu = &resources.cpu;
         if let Some(quota) = &cpu.quota {
-            self.step("CPU quota", plural_cpus(quota.value.as_f64()), Some(&quota.source), "CPU time per wall-clock time, never rounded here");
+            self.step(
+                "CPU quota",
+                plural_cpus(quota.value.as_f64()),
+                Some(&quota.source),
+                "CPU time per wall-clock time, never rounded here",
+            );
         }
-        let binding = cpu.quota.as_ref().is_none_or(|quota| Some(&quota.source) != cpu.source.as_ref());
+        let binding =
+            cpu.quota.as_ref().is_none_or(|quota| Some(&quota.source) != cpu.source.as_ref());
         if let Some(set) = cpu.set {
             let source = cpu.source.as_deref().filter(|_| binding);
             self.step("CPUs to run on", set.to_string(), source, "affinity and cpuset together");
         }
         let per_cpu = &request.workers_per_cpu;
         if per_cpu.origin.is_some() {
-            self.step("workers per CPU", show_number(per_cpu.value), per_cpu.origin.as_deref(), "as told");
+            self.step(
+                "workers per CPU",
+                show_number(per_cpu.value),
+                per_cpu.origin.as_deref(),
+                "as told",
+            );
         }
         let round = &request.cpu_round;
         if round.origin.is_some() {
-            self.step("CPU rounding", rounding_words(round.value), round.origin.as_deref(), "as told");
+            self.step(
+                "CPU rounding",
+                rounding_words(round.value),
+                round.origin.as_deref(),
+                "as told",
+            );
         }
         let factor = match show_number(per_cpu.value).as_str() {
             "1" => String::new(),
@@ -111,7 +179,9 @@ impl Explained {
     }
 
     fn tasks(&mut self, resources: &Resources, inputs: &Inputs, outcome: &Outcome) {
-        let (Some(limit), Some(workers)) = (&resources.tasks.limit, outcome.by_tasks) else { return };
+        let (Some(limit), Some(workers)) = (&resources.tasks.limit, outcome.by_tasks) else {
+            return;
+        };
         let room = inputs.task_room.unwrap_or(0);
         let because = format!("processes and threads; {room} more may start, 8 are kept free");
         self.step("task limit", limit.value.to_string(), Some(&limit.source), because);
@@ -121,10 +191,16 @@ impl Explained {
 
     fn settings(&mut self, request: &Request, outcome: &Outcome) {
         if let Some(workers) = &request.workers {
-            self.step("workers", workers.value.to_string(), workers.origin.as_deref(), "as told; nothing is computed");
+            self.step(
+                "workers",
+                workers.value.to_string(),
+                workers.origin.as_deref(),
+                "as told; nothing is computed",
+            );
         }
         if let Some((advised, by)) = &request.advice {
-            let because = format!("advice of {by}, not an order: {} was computed here", outcome.workers);
+            let because =
+                format!("advice of {by}, not an order: {} was computed here", outcome.workers);
             self.step("WEB_CONCURRENCY", advised.to_string(), Some("env:WEB_CONCURRENCY"), because);
         }
         if let Some(most) = &request.max_workers {
@@ -132,7 +208,12 @@ impl Explained {
         }
         if request.min_workers.origin.is_some() {
             let least = &request.min_workers;
-            self.step("at least", plural(least.value, "worker"), least.origin.as_deref(), "as told");
+            self.step(
+                "at least",
+                plural(least.value, "worker"),
+                least.origin.as_deref(),
+                "as told",
+            );
         }
     }
 
@@ -152,7 +233,8 @@ impl Explained {
             });
         }
         if outcome.by_tasks == Some(0) {
-            self.warnings.push("pids.max leaves no room for a worker; starting one may fail".to_owned());
+            self.warnings
+                .push("pids.max leaves no room for a worker; starting one may fail".to_owned());
         }
         if resources.memory.oom_group {
             self.warnings.push("memory.oom.group is 1: an out-of-memory kill takes all workers and the launcher at once".to_owned());
@@ -162,7 +244,8 @@ impl Explained {
             && limit.value > ram.value
         {
             let (limit, ram) = (show_size(limit.value), show_size(ram.value));
-            self.warnings.push(format!("the pretended {limit} are more than the {ram} of this machine"));
+            self.warnings
+                .push(format!("the pretended {limit} are more than the {ram} of this machine"));
         }
     }
 }

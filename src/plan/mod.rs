@@ -151,7 +151,10 @@ fn inputs(resources: &Resources, request: &Request) -> Inputs {
 }
 
 fn worker_memory(request: &Request) -> Given<u64> {
-    request.worker_memory.clone().unwrap_or_else(|| Given::default_of(request.runtime.worker_memory()))
+    request
+        .worker_memory
+        .clone()
+        .unwrap_or_else(|| Given::default_of(request.runtime.worker_memory()))
 }
 
 impl Resources {

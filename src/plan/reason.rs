@@ -16,6 +16,11 @@ impl<T> Given<T> {
     pub const fn default_of(value: T) -> Self {
         Self { value, origin: None }
     }
+
+    /// Whether it came from exactly there.
+    pub(crate) fn is_from(&self, origin: &str) -> bool {
+        self.origin.as_deref() == Some(origin)
+    }
 }
 
 /// What kept the number from being larger (or smaller, for `MinWorkers`).

@@ -15,7 +15,7 @@ pub enum Runtime {
     Deno,
     /// Bun.
     Bun,
-    /// CPython and its servers.
+    /// Python and its servers.
     Python,
     /// Ruby and its servers.
     Ruby,
@@ -54,27 +54,76 @@ const PROFILES: &[Profile] = &[
         programs: &["node", "nodejs", "npm", "npx", "yarn", "pnpm", "ts-node", "tsx", "next"],
     },
     Profile { runtime: Runtime::Deno, name: "Deno", memory: 300, tasks: 12, programs: &["deno"] },
-    Profile { runtime: Runtime::Bun, name: "Bun", memory: 300, tasks: 12, programs: &["bun", "bunx"] },
+    Profile {
+        runtime: Runtime::Bun,
+        name: "Bun",
+        memory: 300,
+        tasks: 12,
+        programs: &["bun", "bunx"],
+    },
     Profile {
         runtime: Runtime::Python,
         name: "Python",
         memory: 150,
         tasks: 4,
-        programs: &["python", "pypy", "gunicorn", "uvicorn", "hypercorn", "daphne", "celery", "flask", "uwsgi", "granian"],
+        programs: &[
+            "python",
+            "pypy",
+            "gunicorn",
+            "uvicorn",
+            "hypercorn",
+            "daphne",
+            "celery",
+            "flask",
+            "uwsgi",
+            "granian",
+        ],
     },
     Profile {
         runtime: Runtime::Ruby,
         name: "Ruby",
         memory: 300,
         tasks: 8,
-        programs: &["ruby", "bundle", "puma", "unicorn", "rails", "rackup", "sidekiq", "thin", "falcon"],
+        programs: &[
+            "ruby", "bundle", "puma", "unicorn", "rails", "rackup", "sidekiq", "thin", "falcon",
+        ],
     },
-    Profile { runtime: Runtime::Php, name: "PHP", memory: 128, tasks: 1, programs: &["php", "php-fpm", "frankenphp"] },
+    Profile {
+        runtime: Runtime::Php,
+        name: "PHP",
+        memory: 128,
+        tasks: 1,
+        programs: &["php", "php-fpm", "frankenphp"],
+    },
     Profile { runtime: Runtime::Jvm, name: "the JVM", memory: 512, tasks: 40, programs: &["java"] },
-    Profile { runtime: Runtime::Dotnet, name: ".NET", memory: 300, tasks: 24, programs: &["dotnet"] },
-    Profile { runtime: Runtime::Beam, name: "the BEAM", memory: 300, tasks: 32, programs: &["erl", "beam.smp", "elixir", "iex", "mix"] },
-    Profile { runtime: Runtime::Native, name: "a compiled program", memory: 100, tasks: 8, programs: &[] },
-    Profile { runtime: Runtime::Other, name: "an unknown program", memory: 100, tasks: 8, programs: &["sh", "bash", "dash", "ash"] },
+    Profile {
+        runtime: Runtime::Dotnet,
+        name: ".NET",
+        memory: 300,
+        tasks: 24,
+        programs: &["dotnet"],
+    },
+    Profile {
+        runtime: Runtime::Beam,
+        name: "the BEAM",
+        memory: 300,
+        tasks: 32,
+        programs: &["erl", "beam.smp", "elixir", "iex", "mix"],
+    },
+    Profile {
+        runtime: Runtime::Native,
+        name: "a compiled program",
+        memory: 100,
+        tasks: 8,
+        programs: &[],
+    },
+    Profile {
+        runtime: Runtime::Other,
+        name: "an unknown program",
+        memory: 100,
+        tasks: 8,
+        programs: &["sh", "bash", "dash", "ash"],
+    },
 ];
 
 impl Runtime {
@@ -116,7 +165,9 @@ impl Runtime {
             let version = name.strip_prefix(known)?;
             version.chars().all(|c| c.is_ascii_digit() || c == '.' || c == '-').then_some(())
         };
-        let row = PROFILES.iter().find(|row| row.programs.iter().any(|known| matches(known).is_some()))?;
+        let row = PROFILES
+            .iter()
+            .find(|row| row.programs.iter().any(|known| matches(known).is_some()))?;
         Some(row.runtime)
     }
 
@@ -130,7 +181,9 @@ impl Runtime {
         let interpreter = words.next()?;
         if interpreter.ends_with("/env") {
             // `env -S node --flag`, `env NAME=value python3`.
-            return Self::by_name(words.find(|word| !word.starts_with('-') && !word.contains('='))?);
+            return Self::by_name(
+                words.find(|word| !word.starts_with('-') && !word.contains('='))?,
+            );
         }
         Self::by_name(interpreter)
     }
@@ -164,7 +217,11 @@ impl Allowance {
         let exact = self.cpus / f64::from(workers);
         // N processes of k threads above the quota all stall together for the rest of the period.
         let threads = if workers == 1 { exact.ceil() } else { exact.floor() };
-        #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "float casts saturate")]
+        #[expect(
+            clippy::cast_possible_truncation,
+            clippy::cast_sign_loss,
+            reason = "float casts saturate"
+        )]
         let threads = (threads as u64).max(1);
         (if alone { self.all } else { self.worker }, threads)
     }
@@ -204,25 +261,52 @@ pub(crate) fn limits(
             &format!("a heap of 70 % of {share}; a percentage alone is of the whole container"),
         ),
         Runtime::Dotnet => {
-            out.plain("DOTNET_GCHeapHardLimit", format!("0x{:X}", memory / 4 * 3), &format!("75 % of {share}, in hexadecimal"));
-            out.plain("DOTNET_PROCESSOR_COUNT", threads.to_string(), "threads that fit the CPU share");
+            out.plain(
+                "DOTNET_GCHeapHardLimit",
+                format!("0x{:X}", memory / 4 * 3),
+                &format!("75 % of {share}, in hexadecimal"),
+            );
+            out.plain(
+                "DOTNET_PROCESSOR_COUNT",
+                threads.to_string(),
+                "threads that fit the CPU share",
+            );
             if threads < 2 {
                 out.plain("DOTNET_gcServer", "0".to_owned(), "server GC wants a heap per CPU");
             }
         }
         Runtime::Python => {
-            for name in ["OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMEXPR_NUM_THREADS", "LOKY_MAX_CPU_COUNT", "PYTHON_CPU_COUNT"] {
+            for name in [
+                "OMP_NUM_THREADS",
+                "OPENBLAS_NUM_THREADS",
+                "MKL_NUM_THREADS",
+                "NUMEXPR_NUM_THREADS",
+                "LOKY_MAX_CPU_COUNT",
+                "PYTHON_CPU_COUNT",
+            ] {
                 out.plain(name, threads.to_string(), "threads that fit the CPU share");
             }
-            out.plain("MALLOC_ARENA_MAX", "2".to_owned(), "glibc otherwise keeps eight arenas a CPU");
+            out.plain(
+                "MALLOC_ARENA_MAX",
+                "2".to_owned(),
+                "glibc otherwise keeps eight arenas a CPU",
+            );
         }
-        Runtime::Ruby => out.plain("MALLOC_ARENA_MAX", "2".to_owned(), "glibc otherwise keeps eight arenas a CPU"),
+        Runtime::Ruby => out.plain(
+            "MALLOC_ARENA_MAX",
+            "2".to_owned(),
+            "glibc otherwise keeps eight arenas a CPU",
+        ),
         Runtime::Native => {
             let because = "threads that fit the CPU share, where the program is of that kind";
             out.plain("TOKIO_WORKER_THREADS", threads.to_string(), because);
             out.plain("RAYON_NUM_THREADS", threads.to_string(), because);
             out.plain("GOMAXPROCS", threads.to_string(), because);
-            out.plain("GOMEMLIMIT", (memory / 10 * 9).to_string(), &format!("90 % of {share}, where it is a Go program"));
+            out.plain(
+                "GOMEMLIMIT",
+                (memory / 10 * 9).to_string(),
+                &format!("90 % of {share}, where it is a Go program"),
+            );
         }
         Runtime::Deno | Runtime::Bun | Runtime::Php | Runtime::Beam | Runtime::Other => {}
     }
@@ -251,7 +335,10 @@ impl Limits<'_> {
         // Node takes underscores for dashes.
         let present = value.replace('_', "-");
         let has = |option: &str| {
-            present.split_ascii_whitespace().any(|word| word.split('=').next() == Some(option) || (option == "-Xmx" && word.starts_with(option)))
+            present.split_ascii_whitespace().any(|word| {
+                word.split('=').next() == Some(option)
+                    || (option == "-Xmx" && word.starts_with(option))
+            })
         };
         let skip_memory = instead.iter().any(|option| has(option));
         let mut added = false;
@@ -280,8 +367,14 @@ mod tests {
         Allowance { worker: 160 * MIB, all: 480 * MIB, workers: 3, cpus: 4.0, single_tree: false }
     }
 
-    fn values(runtime: Runtime, allowance: Allowance, set: &[(&str, &str)]) -> Vec<(String, String)> {
-        let set = |name: &str| set.iter().find(|(key, _)| *key == name).map(|(_, value)| (*value).to_owned());
+    fn values(
+        runtime: Runtime,
+        allowance: Allowance,
+        set: &[(&str, &str)],
+    ) -> Vec<(String, String)> {
+        let set = |name: &str| {
+            set.iter().find(|(key, _)| *key == name).map(|(_, value)| (*value).to_owned())
+        };
         limits(runtime, allowance, &set).into_iter().map(|v| (v.name, v.value)).collect()
     }
 
@@ -320,7 +413,11 @@ mod tests {
         assert_eq!(values(Runtime::Node, allowance(), &[]), ours);
         let kept = values(Runtime::Node, allowance(), &[("NODE_OPTIONS", "--enable-source-maps")]);
         assert_eq!(kept[0].1, "--enable-source-maps --max-old-space-size=80");
-        for own in ["--max_old_space_size=99", "--max-old-space-size 99", "--max-old-space-size-percentage=50"] {
+        for own in [
+            "--max_old_space_size=99",
+            "--max-old-space-size 99",
+            "--max-old-space-size-percentage=50",
+        ] {
             assert_eq!(values(Runtime::Node, allowance(), &[("NODE_OPTIONS", own)]), [], "{own}");
         }
     }
@@ -328,14 +425,21 @@ mod tests {
     #[test]
     fn java_gets_each_option_by_itself() {
         let own = [("JAVA_TOOL_OPTIONS", "-Xmx100m")];
-        assert_eq!(values(Runtime::Jvm, allowance(), &own)[0].1, "-Xmx100m -XX:ActiveProcessorCount=1");
+        assert_eq!(
+            values(Runtime::Jvm, allowance(), &own)[0].1,
+            "-Xmx100m -XX:ActiveProcessorCount=1"
+        );
     }
 
     #[test]
     fn what_the_user_set_stays() {
         let own = [("OMP_NUM_THREADS", "7")];
-        let names: Vec<_> = values(Runtime::Python, allowance(), &own).into_iter().map(|v| v.0).collect();
-        assert!(!names.contains(&"OMP_NUM_THREADS".to_owned()) && names.contains(&"MKL_NUM_THREADS".to_owned()));
+        let names: Vec<_> =
+            values(Runtime::Python, allowance(), &own).into_iter().map(|v| v.0).collect();
+        assert!(
+            !names.contains(&"OMP_NUM_THREADS".to_owned())
+                && names.contains(&"MKL_NUM_THREADS".to_owned())
+        );
     }
 
     #[test]

@@ -85,7 +85,12 @@ impl Inputs {
         Outcome { workers, bound_by, memory, by_cpu, by_tasks, fits }
     }
 
-    fn decide(&self, memory: Option<&MemoryRoom>, by_cpu: u32, by_tasks: Option<u32>) -> (u32, Bound) {
+    fn decide(
+        &self,
+        memory: Option<&MemoryRoom>,
+        by_cpu: u32,
+        by_tasks: Option<u32>,
+    ) -> (u32, Bound) {
         let (mut workers, mut bound) = match self.explicit {
             Some(workers) => (workers, Bound::Explicit),
             None => self.computed(memory, by_cpu, by_tasks),
@@ -101,9 +106,15 @@ impl Inputs {
 
     /// The smallest of what the resources allow. Where two allow the same whole number, the one with
     /// less before rounding is named: more of the other would not help.
-    fn computed(&self, memory: Option<&MemoryRoom>, by_cpu: u32, by_tasks: Option<u32>) -> (u32, Bound) {
+    fn computed(
+        &self,
+        memory: Option<&MemoryRoom>,
+        by_cpu: u32,
+        by_tasks: Option<u32>,
+    ) -> (u32, Bound) {
         let mut best = (by_cpu, self.cpus * self.workers_per_cpu, Bound::Cpu);
-        let by_memory = memory.map(|room| (room.workers, ratio(room.budget, self.worker_memory), Bound::Memory));
+        let by_memory = memory
+            .map(|room| (room.workers, ratio(room.budget, self.worker_memory), Bound::Memory));
         let by_tasks = by_tasks.map(|workers| (workers, f64::from(workers), Bound::Tasks));
         for candidate in by_memory.into_iter().chain(by_tasks) {
             if candidate.0 < best.0 || (candidate.0 == best.0 && candidate.1 < best.1) {
@@ -114,7 +125,8 @@ impl Inputs {
     }
 
     fn memory(&self) -> Option<MemoryRoom> {
-        let rooms = self.ceilings.iter().enumerate().map(|(index, ceiling)| self.under(index, ceiling));
+        let rooms =
+            self.ceilings.iter().enumerate().map(|(index, ceiling)| self.under(index, ceiling));
         // The first of equals is our own group, which is the one a user can change.
         rooms.min_by_key(|room| room.budget)
     }
@@ -124,10 +136,19 @@ impl Inputs {
         let headroom = limit.map_or(0, |limit| self.headroom(limit));
         let hard = limit.map_or(u64::MAX, |limit| limit.saturating_sub(headroom));
         // Above memory.high tasks are throttled and never killed; without swap that is a livelock.
-        let soft = ceiling.high.as_ref().map_or(u64::MAX, |high| high.value / 100 * 95 + high.value % 100 * 95 / 100);
+        let soft = ceiling
+            .high
+            .as_ref()
+            .map_or(u64::MAX, |high| high.value / 100 * 95 + high.value % 100 * 95 / 100);
         let budget = hard.min(soft).saturating_sub(ceiling.used);
         let workers = u32::try_from(budget / self.worker_memory.max(1)).unwrap_or(u32::MAX);
-        MemoryRoom { index, headroom, by_high: soft < hard, budget, workers: workers.min(MOST_WORKERS) }
+        MemoryRoom {
+            index,
+            headroom,
+            by_high: soft < hard,
+            budget,
+            workers: workers.min(MOST_WORKERS),
+        }
     }
 
     /// Kept for the kernel, page tables, sockets and hot page cache: a tenth, within bounds, and half
@@ -160,7 +181,12 @@ impl Inputs {
 }
 
 /// `share` of `bytes`, rounded down.
-#[expect(clippy::cast_precision_loss, clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a share of a size needs no exact byte")]
+#[expect(
+    clippy::cast_precision_loss,
+    clippy::cast_possible_truncation,
+    clippy::cast_sign_loss,
+    reason = "a share of a size needs no exact byte"
+)]
 pub(crate) fn portion(bytes: u64, share: f64) -> u64 {
     (bytes as f64 * share) as u64
 }
@@ -248,9 +274,14 @@ mod tests {
 
     #[test]
     fn fractions_are_rounded_only_at_the_end() {
-        for (cpus, nearest, floor, ceil) in [(0.01, 1, 1, 1), (1.5, 2, 1, 2), (2.4, 2, 2, 3), (2.6, 3, 2, 3)] {
+        for (cpus, nearest, floor, ceil) in
+            [(0.01, 1, 1, 1), (1.5, 2, 1, 2), (2.4, 2, 2, 3), (2.6, 3, 2, 3)]
+        {
             let by = |rounding| Inputs { cpus, rounding, ..inputs() }.by_cpu();
-            assert_eq!((by(Rounding::Nearest), by(Rounding::Floor), by(Rounding::Ceil)), (nearest, floor, ceil));
+            assert_eq!(
+                (by(Rounding::Nearest), by(Rounding::Floor), by(Rounding::Ceil)),
+                (nearest, floor, ceil)
+            );
         }
     }
 

@@ -93,13 +93,18 @@ fn more_of_both(inputs: &Inputs, outcome: &Outcome) -> Option<Change> {
     let both = |mib, hundredths| with_cpus(&with_memory(inputs, outcome, mib), hundredths).size();
     let mib = least(1, MOST_MEMORY / MIB, |mib| both(mib, plenty).workers > outcome.workers)?;
     let hundredths = least(1, plenty, |more| both(mib, more).workers > outcome.workers)?;
-    let with = format!("{} and {} more CPU", memory_words(outcome, mib), show_number(hundredths_as_f64(hundredths)));
+    let with = format!(
+        "{} and {} more CPU",
+        memory_words(outcome, mib),
+        show_number(hundredths_as_f64(hundredths))
+    );
     Some(Change { with, workers: both(mib, hundredths).workers })
 }
 
 fn more_tasks(inputs: &Inputs, outcome: &Outcome) -> Option<Change> {
     let room = inputs.task_room.filter(|_| outcome.bound_by == Bound::Tasks)?;
-    let wanted = |more| Inputs { task_room: Some(room.saturating_add(more)), ..inputs.clone() }.size();
+    let wanted =
+        |more| Inputs { task_room: Some(room.saturating_add(more)), ..inputs.clone() }.size();
     let more = least(1, 1 << 22, |more| wanted(more).workers > outcome.workers)?;
     Some(Change { with: format!("pids.max higher by {more}"), workers: wanted(more).workers })
 }
@@ -117,7 +122,8 @@ fn cheaper_workers(inputs: &Inputs, outcome: &Outcome) -> Option<Change> {
     let current = inputs.worker_memory / MIB;
     let wanted = |mib: u64| Inputs { worker_memory: mib * MIB, ..inputs.clone() }.size();
     // Searched from above: the largest cost that gives more workers.
-    let less = least(1, current.checked_sub(1)?, |less| wanted(current - less).workers > outcome.workers)?;
+    let less =
+        least(1, current.checked_sub(1)?, |less| wanted(current - less).workers > outcome.workers)?;
     let mib = current - less;
     Some(Change { with: format!("--worker-memory {mib}M"), workers: wanted(mib).workers })
 }
@@ -131,8 +137,13 @@ fn dearer_workers(inputs: &Inputs, outcome: &Outcome) -> Option<Change> {
         return None;
     }
     // Beyond twice the assumption it is no longer a doubt about the assumption.
-    let mib = least(current + 1, (room.budget / MIB + 1).min(2 * current), |mib| wanted(mib).workers < outcome.workers)?;
-    Some(Change { with: format!("{mib} MiB per worker, should they need that"), workers: wanted(mib).workers })
+    let mib = least(current + 1, (room.budget / MIB + 1).min(2 * current), |mib| {
+        wanted(mib).workers < outcome.workers
+    })?;
+    Some(Change {
+        with: format!("{mib} MiB per worker, should they need that"),
+        workers: wanted(mib).workers,
+    })
 }
 
 /// How `--cpu-round` is written.

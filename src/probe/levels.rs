@@ -74,7 +74,10 @@ impl Reader<'_> {
             Ok(content) => Some(content),
             Err(error) if error.kind() == io::ErrorKind::NotFound => None,
             Err(error) => {
-                self.warnings.push(format!("{} could not be read ({error}) and is left out", path.display()));
+                self.warnings.push(format!(
+                    "{} could not be read ({error}) and is left out",
+                    path.display()
+                ));
                 None
             }
         }
@@ -91,7 +94,10 @@ impl Reader<'_> {
             Limit::Unlimited => None,
             Limit::Malformed => {
                 let text = show(&content);
-                self.warnings.push(format!("{} holds \"{text}\", which is no limit, and is ignored", path.display()));
+                self.warnings.push(format!(
+                    "{} holds \"{text}\", which is no limit, and is ignored",
+                    path.display()
+                ));
                 None
             }
         }
@@ -139,7 +145,9 @@ impl Reader<'_> {
     fn memory_v1(&mut self, place: &Place) -> Vec<MemoryLevel> {
         let mut levels = Vec::new();
         // Without it (kernels before 5.11 allowed that) a parent's limit does not count our pages.
-        let nested = |this: &mut Self, dir: &Path| this.counter(&dir.join("memory.use_hierarchy")) != Some(0);
+        let nested = |this: &mut Self, dir: &Path| {
+            this.counter(&dir.join("memory.use_hierarchy")) != Some(0)
+        };
         let mut hierarchical = None;
         for (depth, dir) in place.chain.iter().enumerate() {
             let (mut level, stat) = self.memory_v1_level(dir);
@@ -166,7 +174,8 @@ impl Reader<'_> {
         let stat = self.host.read(&dir.join("memory.stat")).unwrap_or_default();
         let limit = self.limit(&dir.join("memory.limit_in_bytes"));
         let with_swap = self.counter(&dir.join("memory.memsw.limit_in_bytes"));
-        let swap = with_swap.zip(limit.as_ref()).map(|(both, limit)| both.saturating_sub(limit.value));
+        let swap =
+            with_swap.zip(limit.as_ref()).map(|(both, limit)| both.saturating_sub(limit.value));
         // The total_ keys include the groups below, as usage_in_bytes does.
         let total = |key: &str| {
             keyed(&stat, &format!("total_{key}")).or_else(|| keyed(&stat, key)).unwrap_or(0)

@@ -41,7 +41,8 @@ pub(crate) fn locate(
     mounts: &[Mount],
     controller: Controller,
 ) -> Option<Place> {
-    let mounted = |version: &Version| mounts.iter().any(|m| m.version == *version && m.carries(controller));
+    let mounted =
+        |version: &Version| mounts.iter().any(|m| m.version == *version && m.carries(controller));
     let listed = |version: &Version| ours.path(*version, controller).is_some();
     // v1 where it has both a membership and a mount, for each controller by itself: hybrids split them.
     let versions = [Version::V1, Version::V2];
@@ -55,7 +56,11 @@ pub(crate) fn locate(
 }
 
 /// The best view of our group, with the levels above it that only a wider mount shows: they bind too.
-fn best<'a>(host: &Host, path: Option<&[u8]>, mounts: impl Iterator<Item = &'a Mount>) -> Option<Place> {
+fn best<'a>(
+    host: &Host,
+    path: Option<&[u8]>,
+    mounts: impl Iterator<Item = &'a Mount>,
+) -> Option<Place> {
     let mut views: Vec<_> = mounts
         .filter_map(|mount| Some((resolve(host, path, mount)?, mount)))
         .map(|((dir, fit), mount)| (fit, chain(&dir, &mount.point), mount))
@@ -67,7 +72,8 @@ fn best<'a>(host: &Host, path: Option<&[u8]>, mounts: impl Iterator<Item = &'a M
     let mut views = views.into_iter();
     let (fit, mut chain, mount) = views.next()?;
     if fit == Fit::Exact {
-        let wider = views.filter(|view| view.0 == Fit::Exact).map(|view| view.1).max_by_key(Vec::len);
+        let wider =
+            views.filter(|view| view.0 == Fit::Exact).map(|view| view.1).max_by_key(Vec::len);
         chain.extend(wider.into_iter().flatten().skip(chain.len()));
     }
     Some(Place { version: mount.version, chain, fit })

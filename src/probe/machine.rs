@@ -45,7 +45,8 @@ impl Machine {
         self.swap = field("SwapTotal").unwrap_or(0);
         // Kernels before 3.14 and gVisor have no MemAvailable.
         self.available = field("MemAvailable").or_else(|| {
-            let reclaimable = field("Cached").unwrap_or(0).saturating_add(field("Buffers").unwrap_or(0));
+            let reclaimable =
+                field("Cached").unwrap_or(0).saturating_add(field("Buffers").unwrap_or(0));
             let shared = field("Shmem").unwrap_or(0);
             Some(field("MemFree")?.saturating_add(reclaimable.saturating_sub(shared)))
         });
@@ -58,7 +59,9 @@ impl Machine {
             "sysinfo(2)".clone_into(&mut source);
         }
         if total.is_none() {
-            reader.warnings.push(format!("{MEMINFO} names no total, so only cgroup limits are known"));
+            reader
+                .warnings
+                .push(format!("{MEMINFO} names no total, so only cgroup limits are known"));
         }
         self.memory = total.map(|value| Fact { value, source });
     }

@@ -73,7 +73,9 @@ fn doubt(place: &Place) -> Option<String> {
     let at = place.chain.first().map(|dir| dir.display().to_string()).unwrap_or_default();
     match place.fit {
         Fit::Exact | Fit::Default => None,
-        Fit::ByPid => Some(format!("our cgroup lies below its mount under an unknown name; {at} lists this process")),
+        Fit::ByPid => Some(format!(
+            "our cgroup lies below its mount under an unknown name; {at} lists this process"
+        )),
         Fit::Guess => Some(format!(
             "our own cgroup directory cannot be seen (moved, removed or hidden); limits are taken from {at} upwards and a tighter one may exist"
         )),

@@ -47,7 +47,8 @@ impl Membership {
         let mut found = Self::default();
         for line in lines(text) {
             let mut parts = line.splitn(3, |b| *b == b':');
-            let (Some(id), Some(controllers), Some(path)) = (parts.next(), parts.next(), parts.next())
+            let (Some(id), Some(controllers), Some(path)) =
+                (parts.next(), parts.next(), parts.next())
             else {
                 continue;
             };
@@ -137,7 +138,8 @@ impl<'a> Line<'a> {
         if self.point == earlier.point {
             return true;
         }
-        let above = earlier.point.strip_prefix(self.point).is_some_and(|rest| rest.starts_with(b"/"));
+        let above =
+            earlier.point.strip_prefix(self.point).is_some_and(|rest| rest.starts_with(b"/"));
         above && self.parent == earlier.parent && self.id != earlier.id
     }
 }
@@ -159,15 +161,12 @@ fn unescape(text: &[u8]) -> Vec<u8> {
     let mut plain = Vec::with_capacity(text.len());
     let mut rest = text;
     while let Some((&byte, after)) = rest.split_first() {
-        match (byte, after) {
-            (b'\\', &[a @ b'0'..=b'3', b @ b'0'..=b'7', c @ b'0'..=b'7', ..]) => {
-                plain.push((a - b'0') << 6 | (b - b'0') << 3 | (c - b'0'));
-                rest = &after[3..];
-            }
-            _ => {
-                plain.push(byte);
-                rest = after;
-            }
+        if let (b'\\', &[a @ b'0'..=b'3', b @ b'0'..=b'7', c @ b'0'..=b'7', ..]) = (byte, after) {
+            plain.push((a - b'0') << 6 | (b - b'0') << 3 | (c - b'0'));
+            rest = &after[3..];
+        } else {
+            plain.push(byte);
+            rest = after;
         }
     }
     plain

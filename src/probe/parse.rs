@@ -102,9 +102,8 @@ pub(crate) fn meminfo(text: &[u8], field: &str) -> Option<u64> {
 
 /// The value of a `Name:\tvalue` line of `/proc/self/status`.
 pub(crate) fn status_field<'a>(text: &'a [u8], field: &str) -> Option<&'a [u8]> {
-    lines(text).find_map(|line| {
-        Some(trim(line.strip_prefix(field.as_bytes())?.strip_prefix(b":")?))
-    })
+    lines(text)
+        .find_map(|line| Some(trim(line.strip_prefix(field.as_bytes())?.strip_prefix(b":")?)))
 }
 
 /// A set of CPU ids.

@@ -1,7 +1,7 @@
 //! From evidence to what binds: the tightest limit of each kind, and the room left under each.
 //!
 //! Pure arithmetic. A limit at or above the machine's memory binds nothing, which covers every way
-//! in which kernels write "unlimited" (PAGE_COUNTER_MAX at any page size, 2^63-1, a 1 TiB default).
+//! in which kernels write "unlimited" (`PAGE_COUNTER_MAX` at any page size, 2^63-1, a 1 TiB default).
 
 use super::levels::{Fact, MemoryLevel};
 use super::{CpuSet, Evidence};
@@ -79,7 +79,8 @@ impl Evidence {
         let mut warnings = self.warnings.clone();
         let cpu = self.cpu(&mut warnings);
         let memory = self.memory();
-        let tightest = self.tasks.iter().min_by_key(|level| level.limit.value.saturating_sub(level.current));
+        let tightest =
+            self.tasks.iter().min_by_key(|level| level.limit.value.saturating_sub(level.current));
         let tasks = tightest.map_or_else(Tasks::default, |level| Tasks {
             limit: Some(level.limit.clone()),
             room: Some(level.limit.value.saturating_sub(level.current)),
@@ -94,7 +95,9 @@ impl Evidence {
             self.memory.iter().filter_map(pick).filter(binds).min_by_key(|fact| fact.value).cloned()
         };
         let limit = least(|level| level.limit.as_ref());
-        let room = |level: &MemoryLevel| Some(level.limit.as_ref()?.value.saturating_sub(level.working_set()));
+        let room = |level: &MemoryLevel| {
+            Some(level.limit.as_ref()?.value.saturating_sub(level.working_set()))
+        };
         let available = self.memory.iter().filter_map(room).chain(self.machine.available).min();
 
         let mut ceilings: Vec<Ceiling> = self
@@ -125,7 +128,8 @@ impl Evidence {
     /// Swap helps where the machine has some and every limited level lets us use it.
     fn swaps(&self, limited: bool) -> bool {
         let allowed = self.memory.iter().filter_map(|level| level.swap).min();
-        self.machine.swap > 0 && if limited { allowed.is_some_and(|most| most > 0) } else { allowed != Some(0) }
+        self.machine.swap > 0
+            && if limited { allowed.is_some_and(|most| most > 0) } else { allowed != Some(0) }
     }
 
     fn cpu(&self, warnings: &mut Vec<String>) -> Cpu {
@@ -133,7 +137,9 @@ impl Evidence {
         let set = self.usable_set(warnings);
         let online = machine.online.as_ref().map(CpuSet::count);
         let most = online.into_iter().chain(set.as_ref().map(|set| set.value.count())).max();
-        let binds = |quota: &&Fact<Fraction>| most.is_none_or(|most| quota.value.as_f64() < f64::from(most));
+        let binds = |quota: &&Fact<Fraction>| {
+            most.is_none_or(|most| quota.value.as_f64() < f64::from(most))
+        };
         let quota = self.quotas.iter().min_by_key(|quota| quota.value).filter(binds).cloned();
         let count = set.as_ref().map(|set| set.value.count());
         let by_quota = quota.as_ref().map(|quota| (quota.value.as_f64(), quota.source.clone()));
@@ -151,10 +157,11 @@ impl Evidence {
     }
 
     fn usable_set(&self, warnings: &mut Vec<String>) -> Option<Fact<CpuSet>> {
-        let online = self.machine.online.clone().map(|value| Fact {
-            value,
-            source: "/sys/devices/system/cpu/online".to_owned(),
-        });
+        let online = self
+            .machine
+            .online
+            .clone()
+            .map(|value| Fact { value, source: "/sys/devices/system/cpu/online".to_owned() });
         match (self.machine.affinity.clone().or(online), self.cpuset.clone()) {
             (Some(affinity), Some(cpuset)) => {
                 let both = affinity.value.intersect(&cpuset.value);

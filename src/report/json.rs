@@ -60,7 +60,11 @@ struct Tasks<'a> {
 }
 
 /// Indented JSON with a newline at its end.
-pub(crate) fn render(plan: &Plan, environment: &BTreeMap<String, String>, machine: Option<String>) -> String {
+pub(crate) fn render(
+    plan: &Plan,
+    environment: &BTreeMap<String, String>,
+    machine: Option<String>,
+) -> String {
     let (memory, cpu, tasks) = (&plan.resources.memory, &plan.resources.cpu, &plan.resources.tasks);
     let bytes = |fact: &Option<Fact<u64>>| fact.as_ref().map(|fact| fact.value);
     let source = memory.limit.as_ref().or(memory.high.as_ref()).or(memory.ram.as_ref());

@@ -4,7 +4,12 @@ use std::collections::BTreeMap;
 
 /// `export NAME='value'` lines.
 pub(crate) fn render(environment: &BTreeMap<String, String>) -> String {
-    environment.iter().map(|(name, value)| format!("export {name}={}\n", quoted(value))).collect()
+    let lines: Vec<_> = environment
+        .iter()
+        .map(|(name, value)| format!("export {name}={}", quoted(value)))
+        .chain([String::new()])
+        .collect();
+    lines.join("\n")
 }
 
 /// Safe in every POSIX shell, bare where that is safe too.

@@ -19,7 +19,9 @@ pub(crate) fn render(
     machine: Option<&str>,
     color: bool,
 ) -> String {
-    let paint = |code: &str, text: &str| if color { format!("{code}{text}{RESET}") } else { text.to_owned() };
+    let paint = |code: &str, text: &str| {
+        if color { format!("{code}{text}{RESET}") } else { text.to_owned() }
+    };
     let mut out = String::new();
     let number = paint(BOLD, &plural(plan.workers, "worker"));
     // Writing to a String cannot fail.
@@ -34,7 +36,11 @@ pub(crate) fn render(
     for step in &plan.steps {
         let source = step.source.as_ref().map(|source| format!("{source}  ")).unwrap_or_default();
         let because = paint(DIM, &step.because);
-        let _ = writeln!(out, "  {:name_width$}  {:>value_width$}  {source}{because}", step.name, step.value);
+        let _ = writeln!(
+            out,
+            "  {:name_width$}  {:>value_width$}  {source}{because}",
+            step.name, step.value
+        );
     }
     if !plan.changes.is_empty() {
         out.push_str("\nWhat would change the number\n");
@@ -42,10 +48,14 @@ pub(crate) fn render(
             let _ = writeln!(out, "  with {}: {}", change.with, plural(change.workers, "worker"));
         }
     }
-    let reasons: BTreeMap<_, _> = plan.environment.iter().map(|v| (v.name.as_str(), v.because.as_str())).collect();
+    let reasons: BTreeMap<_, _> =
+        plan.environment.iter().map(|v| (v.name.as_str(), v.because.as_str())).collect();
     out.push_str("\nWhat each worker is told\n");
     for (name, value) in environment {
-        let because = reasons.get(name.as_str()).map(|because| paint(DIM, &format!("  {because}"))).unwrap_or_default();
+        let because = reasons
+            .get(name.as_str())
+            .map(|because| paint(DIM, &format!("  {because}")))
+            .unwrap_or_default();
         let _ = writeln!(out, "  {name}={value}{because}");
     }
     if let Some(machine) = machine {
@@ -56,8 +66,15 @@ pub(crate) fn render(
 
 /// The same in a few lines, for the log at a start.
 pub(crate) fn brief(plan: &Plan, subject: &str) -> Vec<String> {
-    let mut lines = vec![format!("{}{subject}, {}", plural(plan.workers, "worker"), share(plan)), verdict(plan)];
-    lines.extend(plan.changes.first().map(|change| format!("with {}: {}", change.with, plural(change.workers, "worker"))));
+    let mut lines = vec![
+        format!("{}{subject}, {}", plural(plan.workers, "worker"), share(plan)),
+        verdict(plan),
+    ];
+    lines.extend(
+        plan.changes
+            .first()
+            .map(|change| format!("with {}: {}", change.with, plural(change.workers, "worker"))),
+    );
     lines
 }
 

@@ -2,7 +2,7 @@
 //!
 //! - systemd: `sd_listen_fds(3)`; `LISTEN_PID` must be the worker's own pid, so spawn fills it in.
 //! - einhorn: `EINHORN_FD_COUNT` and `EINHORN_FD_0`…
-//! - Server::Starter: `SERVER_STARTER_PORT`, `KEY=FD` joined by semicolons.
+//! - `Server::Starter`: `SERVER_STARTER_PORT`, `KEY=FD` joined by semicolons.
 
 use super::listen::Address;
 
@@ -17,14 +17,20 @@ pub(crate) fn variables(addresses: &[Address]) -> Vec<(String, String)> {
     let count = addresses.len().to_string();
     let numbered: Vec<_> = (FIRST_FD..).zip(addresses).collect();
     let names: Vec<_> = addresses.iter().map(Address::name).collect();
-    let keys: Vec<_> = numbered.iter().map(|(fd, address)| format!("{}={fd}", starter_key(address))).collect();
+    let keys: Vec<_> =
+        numbered.iter().map(|(fd, address)| format!("{}={fd}", starter_key(address))).collect();
     let mut found = vec![
         ("LISTEN_FDS".to_owned(), count.clone()),
         ("LISTEN_FDNAMES".to_owned(), names.join(":")),
         ("EINHORN_FD_COUNT".to_owned(), count),
         ("SERVER_STARTER_PORT".to_owned(), keys.join(";")),
     ];
-    found.extend(numbered.iter().enumerate().map(|(index, (fd, _))| (format!("EINHORN_FD_{index}"), fd.to_string())));
+    found.extend(
+        numbered
+            .iter()
+            .enumerate()
+            .map(|(index, (fd, _))| (format!("EINHORN_FD_{index}"), fd.to_string())),
+    );
     found
 }
 
@@ -42,9 +48,13 @@ mod tests {
 
     #[test]
     fn every_custom_is_served() {
-        let addresses: Vec<_> = ["127.0.0.1:80", "unix:/a:b"].iter().map(|text| Address::parse(text).unwrap()).collect();
+        let addresses: Vec<_> = ["127.0.0.1:80", "unix:/a:b"]
+            .iter()
+            .map(|text| Address::parse(text).unwrap())
+            .collect();
         let found = variables(&addresses);
-        let value = |name: &str| found.iter().find(|(key, _)| key == name).map(|(_, value)| value.as_str());
+        let value =
+            |name: &str| found.iter().find(|(key, _)| key == name).map(|(_, value)| value.as_str());
         assert_eq!(value("LISTEN_FDS"), Some("2"));
         assert_eq!(value("LISTEN_FDNAMES"), Some("80:/a_b"));
         assert_eq!(value("EINHORN_FD_1"), Some("4"));

@@ -79,11 +79,18 @@ impl Listener {
             Address::Unix(path) => Self::bind_unix(path),
             Address::Tcp(wanted) => Self::tcp(TcpListener::bind(wanted)?),
             Address::Port(port) => {
-                let dual = TcpListener::bind(SocketAddr::new(IpAddr::V6(Ipv6Addr::UNSPECIFIED), *port));
+                let dual =
+                    TcpListener::bind(SocketAddr::new(IpAddr::V6(Ipv6Addr::UNSPECIFIED), *port));
                 Self::tcp(match dual {
                     // A machine without IPv6.
-                    Err(error) if error.kind() != io::ErrorKind::AddrInUse && error.kind() != io::ErrorKind::PermissionDenied => {
-                        TcpListener::bind(SocketAddr::new(IpAddr::V4(Ipv4Addr::UNSPECIFIED), *port))?
+                    Err(error)
+                        if error.kind() != io::ErrorKind::AddrInUse
+                            && error.kind() != io::ErrorKind::PermissionDenied =>
+                    {
+                        TcpListener::bind(SocketAddr::new(
+                            IpAddr::V4(Ipv4Addr::UNSPECIFIED),
+                            *port,
+                        ))?
                     }
                     dual => dual?,
                 })
@@ -120,10 +127,15 @@ impl Drop for Listener {
 fn remove_stale(path: &Path) -> io::Result<()> {
     let Ok(info) = std::fs::symlink_metadata(path) else { return Ok(()) };
     if !info.file_type().is_socket() {
-        return Err(io::Error::new(io::ErrorKind::AlreadyExists, "the file exists and is no socket"));
+        return Err(io::Error::new(
+            io::ErrorKind::AlreadyExists,
+            "the file exists and is no socket",
+        ));
     }
     match UnixStream::connect(path) {
-        Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => std::fs::remove_file(path),
+        Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
+            std::fs::remove_file(path)
+        }
         _ => Err(io::Error::from(io::ErrorKind::AddrInUse)),
     }
 }

@@ -1,1 +1,6 @@
-fn main(){}
+//! The real binary, by topic. One test program, so that it links once.
+
+#[path = "../beds/mod.rs"]
+mod beds;
+mod docker;
+mod qemu;

@@ -1,0 +1,274 @@
+//! Flags, environment and configuration file made into one set of typed settings, in the groups of
+//! the help. Depends on what the settings are for: `plan`, `fleet` and `sockets`.
+
+mod env_file;
+mod heroku;
+mod layers;
+mod values;
+
+use std::ffi::OsString;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::ArgMatches;
+use nix::sys::signal::Signal;
+
+use crate::exit::{Failure, usage};
+use crate::fleet::Restart;
+use crate::plan::{Given, Headroom, Rounding};
+use crate::probe::Host;
+use crate::sockets::Address;
+use crate::units::{DURATION_FORMS, Fraction, SIZE_FORMS, parse_duration};
+pub(crate) use env_file::read_env_file;
+use heroku::{web_concurrency, web_memory};
+use layers::{Layers, unknown_variables};
+use values::{exact_cpus, headroom, positive, positive_size, signal, whole};
+
+/// On, off, or what the situation suggests.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Switch {
+    Auto,
+    On,
+    Off,
+}
+
+/// Form of the sizing report.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Format {
+    Text,
+    Json,
+    Env,
+}
+
+/// How connections reach the workers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Share {
+    Fd,
+    Off,
+}
+
+/// Everything that a user can choose, checked.
+#[derive(Debug)]
+pub(crate) struct Settings {
+    pub(crate) command: Vec<OsString>,
+    pub(crate) exec: bool,
+    pub(crate) dry_run: bool,
+    pub(crate) format: Format,
+    pub(crate) sizing: Sizing,
+    pub(crate) what_if: WhatIf,
+    pub(crate) output: Output,
+    pub(crate) workers: Workers,
+    pub(crate) listen: Vec<Address>,
+    pub(crate) share: Share,
+    /// What is odd and was passed over.
+    pub(crate) warnings: Vec<String>,
+}
+
+/// How many workers.
+#[derive(Debug)]
+pub(crate) struct Sizing {
+    pub(crate) workers: Option<Given<u32>>,
+    /// `WEB_CONCURRENCY` as advice of whoever is named.
+    pub(crate) advice: Option<(u32, String)>,
+    pub(crate) min_workers: Given<u32>,
+    pub(crate) max_workers: Option<Given<u32>>,
+    pub(crate) worker_memory: Option<Given<u64>>,
+    pub(crate) workers_per_cpu: Given<f64>,
+    pub(crate) cpu_round: Given<Rounding>,
+    pub(crate) headroom: Option<Given<Headroom>>,
+    pub(crate) runtime_env: bool,
+    pub(crate) strict: bool,
+}
+
+/// Pretended limits, and another machine.
+#[derive(Debug)]
+pub(crate) struct WhatIf {
+    pub(crate) memory: Option<Given<u64>>,
+    pub(crate) cpus: Option<Given<Fraction>>,
+    pub(crate) sysroot: Option<PathBuf>,
+}
+
+/// What we print.
+#[derive(Debug)]
+pub(crate) struct Output {
+    pub(crate) log_json: bool,
+    pub(crate) color: Switch,
+    pub(crate) prefix: Switch,
+    pub(crate) quiet: bool,
+    pub(crate) verbose: bool,
+}
+
+/// How workers are run.
+#[derive(Debug)]
+pub(crate) struct Workers {
+    pub(crate) grace: Duration,
+    pub(crate) stop_signal: Signal,
+    pub(crate) restart: Option<Restart>,
+    pub(crate) max_restarts: u32,
+    pub(crate) lifetime: Option<Duration>,
+    pub(crate) chdir: Option<PathBuf>,
+    pub(crate) user: Option<String>,
+    pub(crate) env_file: Option<PathBuf>,
+    pub(crate) template: bool,
+}
+
+const COUNT: &str = "a whole number from 1 to 10000";
+const SWITCH: &[(&str, Switch)] =
+    &[("auto", Switch::Auto), ("on", Switch::On), ("off", Switch::Off)];
+
+impl Settings {
+    pub(crate) fn read(matches: &ArgMatches, host: &Host) -> Result<Self, Failure> {
+        let mut warnings = unknown_variables(host);
+        let layers = Layers::open(matches, host, &mut warnings)?;
+        let formats = [("text", Format::Text), ("json", Format::Json), ("env", Format::Env)];
+        let settings = Self {
+            command: layers.command()?,
+            exec: matches.try_get_one::<bool>("exec").ok().flatten().copied().unwrap_or(false),
+            dry_run: layers.switch("dry-run")?,
+            format: layers.choice_or("format", &formats, Format::Text)?,
+            sizing: Sizing::read(&layers, host)?,
+            what_if: WhatIf::read(&layers)?,
+            output: Output::read(&layers)?,
+            workers: Workers::read(&layers)?,
+            listen: layers.addresses()?,
+            share: layers.choice_or(
+                "share",
+                &[("fd", Share::Fd), ("off", Share::Off)],
+                Share::Off,
+            )?,
+            warnings,
+        };
+        settings.check_numbers(&layers)?;
+        settings.check_sockets(&layers)?;
+        Ok(settings)
+    }
+
+    fn check_numbers(&self, layers: &Layers<'_>) -> Result<(), Failure> {
+        let clash = |low: (&'static str, u32), high: (&'static str, u32)| {
+            let (from, to) = (layers.origin(low.0), layers.origin(high.0));
+            usage(format!(
+                "{from} ({}) is above {to} ({}); change one or leave it out",
+                low.1, high.1
+            ))
+        };
+        let least = self.sizing.min_workers.value;
+        let most = self.sizing.max_workers.as_ref().map(|most| most.value);
+        // A number of WEB_CONCURRENCY is no flag: bounds move it and the report says so.
+        let asked =
+            self.sizing.workers.as_ref().filter(|given| !given.is_from("env:WEB_CONCURRENCY"));
+        let asked = asked.map(|given| given.value);
+        if let Some(most) = most.filter(|most| *most < least) {
+            return Err(clash(("min-workers", least), ("max-workers", most)));
+        }
+        if let Some((asked, most)) = asked.zip(most).filter(|(asked, most)| asked > most) {
+            return Err(clash(("workers", asked), ("max-workers", most)));
+        }
+        if let Some(asked) = asked.filter(|asked| *asked < least) {
+            return Err(clash(("min-workers", least), ("workers", asked)));
+        }
+        if self.output.quiet && self.output.verbose {
+            let (quiet, verbose) = (layers.origin("quiet"), layers.origin("verbose"));
+            return Err(usage(format!(
+                "{quiet} and {verbose} contradict each other; leave one out"
+            )));
+        }
+        Ok(())
+    }
+
+    fn check_sockets(&self, layers: &Layers<'_>) -> Result<(), Failure> {
+        let (listen, share) = (layers.origin("listen"), layers.origin("share"));
+        match (self.listen.is_empty(), self.share) {
+            (false, Share::Off) => {
+                Err(usage(format!("{listen} needs --share fd, so that workers get the socket")))
+            }
+            (true, Share::Fd) => {
+                Err(usage(format!("{share} is fd and needs --listen ADDR, the socket to share")))
+            }
+            (false, Share::Fd) if self.exec => Err(usage(format!(
+                "--exec hands everything over to COMMAND, which must listen by itself; leave {listen} out"
+            ))),
+            _ => Ok(()),
+        }
+    }
+}
+
+impl Sizing {
+    fn read(layers: &Layers<'_>, host: &Host) -> Result<Self, Failure> {
+        let (pinned, advice) = web_concurrency(host)?;
+        let workers = layers.given_or_auto("workers", COUNT, whole)?;
+        let worker_memory = layers.given_or_auto("worker-memory", SIZE_FORMS, positive_size)?;
+        let roundings =
+            [("nearest", Rounding::Nearest), ("floor", Rounding::Floor), ("ceil", Rounding::Ceil)];
+        let share = format!("{SIZE_FORMS}, or a share from 0% to 99%");
+        let factor = "a number above 0, such as 1 or 0.5";
+        Ok(Self {
+            // `--workers auto` beats WEB_CONCURRENCY too: it asks for the computed number.
+            workers: workers.or(pinned),
+            advice,
+            min_workers: layers.given("min-workers", COUNT, whole)?.unwrap_or(Given::default_of(1)),
+            max_workers: layers.given("max-workers", COUNT, whole)?,
+            worker_memory: worker_memory.or(web_memory(host)?),
+            workers_per_cpu: layers
+                .given("workers-per-cpu", factor, positive)?
+                .unwrap_or(Given::default_of(1.0)),
+            cpu_round: layers
+                .choice("cpu-round", &roundings)?
+                .unwrap_or(Given::default_of(Rounding::Nearest)),
+            headroom: layers.given("headroom", &share, headroom)?,
+            runtime_env: layers.choice_or("runtime-env", &[("on", true), ("off", false)], true)?,
+            strict: layers.switch("strict")?,
+        })
+    }
+}
+
+impl WhatIf {
+    fn read(layers: &Layers<'_>) -> Result<Self, Failure> {
+        let cpus = |text: &str| positive(text).and_then(exact_cpus);
+        Ok(Self {
+            memory: layers.given("memory", SIZE_FORMS, positive_size)?,
+            cpus: layers.given("cpus", "a number of CPUs above 0, such as 1.5", cpus)?,
+            sysroot: layers.path("sysroot")?,
+        })
+    }
+}
+
+impl Output {
+    fn read(layers: &Layers<'_>) -> Result<Self, Failure> {
+        let colors = [("auto", Switch::Auto), ("always", Switch::On), ("never", Switch::Off)];
+        Ok(Self {
+            log_json: layers.choice_or("log-format", &[("text", false), ("json", true)], false)?,
+            color: layers.choice_or("color", &colors, Switch::Auto)?,
+            prefix: layers.choice_or("prefix", SWITCH, Switch::Auto)?,
+            quiet: layers.switch("quiet")?,
+            verbose: layers.switch("verbose")?,
+        })
+    }
+}
+
+impl Workers {
+    fn read(layers: &Layers<'_>) -> Result<Self, Failure> {
+        let restarts = [
+            ("always", Restart::Always),
+            ("on-failure", Restart::OnFailure),
+            ("never", Restart::Never),
+        ];
+        let value = |given: Option<Given<Duration>>| given.map(|given| given.value);
+        Ok(Self {
+            // Below the 10 s that Docker grants before it kills.
+            grace: value(layers.given("grace", DURATION_FORMS, parse_duration)?)
+                .unwrap_or(Duration::from_secs(8)),
+            stop_signal: layers
+                .given("stop-signal", "a signal such as TERM, SIGINT or 15", signal)?
+                .map_or(Signal::SIGTERM, |given| given.value),
+            restart: layers.choice("restart", &restarts)?.map(|given| given.value),
+            max_restarts: layers
+                .given("max-restarts", "a whole number from 0", |text| text.parse().ok())?
+                .map_or(10, |given| given.value),
+            lifetime: value(layers.given("lifetime", DURATION_FORMS, parse_duration)?),
+            chdir: layers.path("chdir")?,
+            user: layers.text("user")?,
+            env_file: layers.path("env-file")?,
+            template: layers.switch("template")?,
+        })
+    }
+}

@@ -1,0 +1,55 @@
+//! What the text of one setting means. Pure functions; `None` is "not that".
+
+use nix::sys::signal::Signal;
+
+use crate::plan::{Headroom, MOST_WORKERS};
+use crate::units::{Fraction, parse_size};
+
+pub(super) fn whole(text: &str) -> Option<u32> {
+    if !text.bytes().all(|b| b.is_ascii_digit()) {
+        return None;
+    }
+    text.parse().ok().filter(|n| (1..=MOST_WORKERS).contains(n))
+}
+
+/// A size that is not zero.
+pub(super) fn positive_size(text: &str) -> Option<u64> {
+    parse_size(text).filter(|bytes| *bytes > 0)
+}
+
+pub(super) fn positive(text: &str) -> Option<f64> {
+    text.parse().ok().filter(|n: &f64| n.is_finite() && *n > 0.0 && *n <= 1e6)
+}
+
+#[expect(
+    clippy::cast_possible_truncation,
+    clippy::cast_sign_loss,
+    reason = "positive and at most a million"
+)]
+pub(super) fn exact_cpus(cpus: f64) -> Option<Fraction> {
+    const PARTS: u64 = 1_000_000;
+    let parts = (cpus * 1e6).round() as u64;
+    (parts > 0).then(|| Fraction::new(parts, PARTS)).flatten()
+}
+
+pub(super) fn headroom(text: &str) -> Option<Headroom> {
+    match text.strip_suffix('%') {
+        Some(percent) => {
+            let percent: f64 = percent.trim().parse().ok()?;
+            (0.0..=99.0).contains(&percent).then_some(Headroom::Share(percent / 100.0))
+        }
+        None => parse_size(text).map(Headroom::Bytes),
+    }
+}
+
+/// `TERM`, `sigterm`, `15`.
+pub(super) fn signal(text: &str) -> Option<Signal> {
+    if let Ok(number) = text.parse::<i32>() {
+        return Signal::try_from(number).ok();
+    }
+    let upper = text.to_ascii_uppercase();
+    let name = upper.strip_prefix("SIG").unwrap_or(&upper);
+    let signal: Signal = format!("SIG{name}").parse().ok()?;
+    // A worker can neither catch these nor end by STOP and CONT.
+    (!matches!(signal, Signal::SIGSTOP | Signal::SIGCONT | Signal::SIGCHLD)).then_some(signal)
+}
