@@ -8,14 +8,15 @@ use anyhow::{Context, anyhow};
 use axum::Router;
 use axum::http::header;
 use axum::routing::get;
+use clap::ArgMatches;
 use tokio::signal::unix::{SignalKind, signal};
 
 use super::run::{own_program, start};
-use super::size;
+use super::{print, size};
 use crate::exit::{Failure, SUCCESS, usage};
 use crate::plan::Given;
 use crate::probe::Host;
-use crate::settings::{Settings, Share};
+use crate::settings::{Defaults, Settings, Share};
 use crate::sockets::{Address, inherited};
 use crate::units::{MIB, show_size};
 
@@ -25,11 +26,9 @@ const ADDRESS: &str = "127.0.0.1:3000";
 const COST: u64 = 8 * MIB;
 
 /// Runs as many of the built-in servers as fit.
-pub(super) fn run(mut settings: Settings, host: &Host) -> Result<u8, Failure> {
-    settings.share = Share::Fd;
-    if settings.listen.is_empty() {
-        settings.listen.extend(Address::parse(ADDRESS));
-    }
+pub(super) fn run(matches: &ArgMatches, host: &Host) -> Result<u8, Failure> {
+    let defaults = Defaults { share: Share::Fd, listen: Some(ADDRESS) };
+    let mut settings = Settings::read(matches, host, defaults)?;
     if settings.sizing.worker_memory.is_none() {
         settings.sizing.worker_memory =
             Some(Given { value: COST, origin: Some("demo".to_owned()) });
@@ -39,15 +38,17 @@ pub(super) fn run(mut settings: Settings, host: &Host) -> Result<u8, Failure> {
         return size::report(&settings, host);
     }
     let words = settings.command.clone();
-    for address in &settings.listen {
-        if let Address::Tcp(address) = address {
-            // On standard output, so that it is seen whatever is done with the log.
-            super::print(&format!(
-                "demo: http://{address}/ answers with the worker that served it; Ctrl-C stops\n"
-            ))?;
-        }
+    start(&settings, host, Some(own_program()?), words, &announce)
+}
+
+/// On standard output, so that it is seen whatever is done with the log.
+fn announce(address: &Address) -> Result<(), Failure> {
+    match address {
+        Address::Tcp(address) => print(&format!(
+            "demo: http://{address}/ answers with the worker that served it; Ctrl-C stops\n"
+        )),
+        other => print(&format!("demo: listening on {other}; Ctrl-C stops\n")),
     }
-    start(&settings, host, Some(own_program()?), words)
 }
 
 /// One of the servers: answers every request with who it is.

@@ -13,7 +13,7 @@ use clap::error::ErrorKind;
 use crate::cli;
 use crate::exit::{Failure, SUCCESS, usage};
 use crate::probe::Host;
-use crate::settings::{Settings, Switch};
+use crate::settings::{Defaults, Settings, Share, Switch};
 
 /// The program: parses the arguments and environment of this process and does what they say.
 #[must_use]
@@ -38,9 +38,10 @@ fn perform(args: impl Iterator<Item = OsString>) -> Result<u8, Failure> {
     let host = Host::live();
     match matches.subcommand() {
         Some(("demo-server", _)) => demo::serve(),
-        Some(("demo", matches)) => demo::run(Settings::read(matches, &host)?, &host),
+        Some(("demo", matches)) => demo::run(matches, &host),
         _ => {
-            let settings = Settings::read(&matches, &host)?;
+            let defaults = Defaults { share: Share::Off, listen: None };
+            let settings = Settings::read(&matches, &host, defaults)?;
             if settings.dry_run {
                 size::report(&settings, &host)
             } else {

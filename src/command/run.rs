@@ -41,15 +41,17 @@ pub(super) fn run(settings: &Settings, host: &Host) -> Result<u8, Failure> {
         ));
     }
     let words = settings.command.clone();
-    start(settings, host, None, words)
+    start(settings, host, None, words, &|_| Ok(()))
 }
 
-/// Runs `words` from the file `program`, or from where `PATH` says.
+/// Runs `words` from the file `program`, or from where `PATH` says; `announce` is told each address
+/// that we listen on.
 pub(super) fn start(
     settings: &Settings,
     host: &Host,
     program: Option<PathBuf>,
     words: Vec<OsString>,
+    announce: &dyn Fn(&Address) -> Result<(), Failure>,
 ) -> Result<u8, Failure> {
     log::start(settings.output.log_json, settings.output.quiet, settings.output.verbose);
     let dir = directory(settings)?;
@@ -99,6 +101,7 @@ pub(super) fn start(
     }
     for address in &addresses {
         info!(event = "listening", address = %address, "listening on {address}");
+        announce(address)?;
     }
     let config =
         configure(settings, host, &sized, Parts { program, words, env, user, dir, listeners });

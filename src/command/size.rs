@@ -1,7 +1,7 @@
 //! From settings to a plan, and `--dry-run`.
 
 use std::collections::BTreeMap;
-use std::ffi::OsStr;
+use std::ffi::{OsStr, OsString};
 use std::path::{Path, PathBuf};
 
 use super::{colored, print};
@@ -51,8 +51,10 @@ pub(super) fn size(
             reason.cloned().unwrap_or_else(|| "not even one worker fits".to_owned()),
         ));
     }
-    let words: Vec<_> = settings.command.iter().map(|word| word.to_string_lossy()).collect();
-    let subject = if words.is_empty() { String::new() } else { format!(" of {}", words.join(" ")) };
+    let subject = match spoken(&settings.command) {
+        words if words.is_empty() => words,
+        words => format!(" of {words}"),
+    };
     Ok(Sized { plan, subject })
 }
 
@@ -159,4 +161,16 @@ fn machine() -> String {
         System::cpu_arch(),
         known(memory.ok())
     )
+}
+
+/// A command line in one short line, whatever is in it.
+fn spoken(words: &[OsString]) -> String {
+    const LONGEST: usize = 60;
+    let words: Vec<_> = words.iter().map(|word| word.to_string_lossy()).collect();
+    let text: String = words.join(" ").split_whitespace().collect::<Vec<_>>().join(" ");
+    let mut shown: String = text.chars().filter(|c| !c.is_control()).take(LONGEST).collect();
+    if text.chars().count() > LONGEST {
+        shown.push('…');
+    }
+    shown
 }

@@ -115,7 +115,7 @@ impl Engine {
         let status = how.status();
         let text =
             format!("worker {slot} (pid {pid}) ended with {how} after {}", show_duration(age));
-        if asked {
+        if asked || how.is_success() {
             debug!(event = "ended", worker = slot, pid, status, age_ms = ms, asked, "{text}");
         } else {
             warn!(event = "ended", worker = slot, pid, status, age_ms = ms, asked, "{text}");

@@ -10,19 +10,29 @@ const MOST_MEMORY: u64 = 1 << 44;
 
 /// The smallest single changes that give one more worker, and the cost at which there is one fewer.
 pub(crate) fn changes(inputs: &Inputs, outcome: &Outcome) -> Vec<Change> {
-    let mut found = Vec::new();
+    let mut found: Vec<_> = room_for_one(inputs, outcome).into_iter().collect();
     if outcome.bound_by != Bound::Explicit && outcome.bound_by != Bound::MinWorkers {
-        found.extend(more_memory(inputs, outcome));
-        found.extend(more_cpu(inputs, outcome));
-        if found.is_empty() {
+        let single = [more_memory(inputs, outcome), more_cpu(inputs, outcome)];
+        if single.iter().all(Option::is_none) {
             found.extend(more_of_both(inputs, outcome));
         }
+        found.extend(single.into_iter().flatten());
         found.extend(more_tasks(inputs, outcome));
         found.extend(higher_maximum(inputs, outcome));
         found.extend(cheaper_workers(inputs, outcome));
     }
     found.extend(dearer_workers(inputs, outcome));
     found
+}
+
+/// Where not even one worker fits: what would make room for it.
+fn room_for_one(inputs: &Inputs, outcome: &Outcome) -> Option<Change> {
+    outcome.memory.as_ref().filter(|room| room.workers == 0)?;
+    let wanted = |mib| with_memory(inputs, outcome, mib).size();
+    let fits = |mib| wanted(mib).memory.is_some_and(|room| room.workers > 0);
+    let mib = least(1, MOST_MEMORY / MIB, fits)?;
+    let with = format!("{}, so that one fits", memory_words(outcome, mib));
+    Some(Change { with, workers: wanted(mib).workers })
 }
 
 /// The least `x` in `low..=high` for which `good` holds, where it holds for every larger one too.

@@ -207,16 +207,16 @@ impl Layers<'_> {
         Ok(self.text(name)?.map(PathBuf::from))
     }
 
-    pub(super) fn addresses(&self) -> Result<Vec<Address>, Failure> {
-        let Some((texts, origin)) = self.all("listen")? else { return Ok(Vec::new()) };
-        texts
-            .iter()
-            .map(|text| {
-                Address::parse(text).ok_or_else(|| {
-                    usage(format!("bad value \"{text}\" for {origin}: expected {}", Address::FORMS))
-                })
+    pub(super) fn addresses(&self, default: Option<&str>) -> Result<Vec<Address>, Failure> {
+        let Some((texts, origin)) = self.all("listen")? else {
+            return Ok(default.and_then(Address::parse).into_iter().collect());
+        };
+        let parse = |text: &String| {
+            Address::parse(text).ok_or_else(|| {
+                usage(format!("bad value \"{text}\" for {origin}: expected {}", Address::FORMS))
             })
-            .collect()
+        };
+        texts.iter().map(parse).collect()
     }
 
     pub(super) fn command(&self) -> Result<Vec<OsString>, Failure> {

@@ -116,8 +116,19 @@ const COUNT: &str = "a whole number from 1 to 10000";
 const SWITCH: &[(&str, Switch)] =
     &[("auto", Switch::Auto), ("on", Switch::On), ("off", Switch::Off)];
 
+/// What holds where nothing was said, and differs between subcommands.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Defaults {
+    pub(crate) share: Share,
+    pub(crate) listen: Option<&'static str>,
+}
+
 impl Settings {
-    pub(crate) fn read(matches: &ArgMatches, host: &Host) -> Result<Self, Failure> {
+    pub(crate) fn read(
+        matches: &ArgMatches,
+        host: &Host,
+        defaults: Defaults,
+    ) -> Result<Self, Failure> {
         let mut warnings = unknown_variables(host);
         let layers = Layers::open(matches, host, &mut warnings)?;
         let formats = [("text", Format::Text), ("json", Format::Json), ("env", Format::Env)];
@@ -130,11 +141,11 @@ impl Settings {
             what_if: WhatIf::read(&layers)?,
             output: Output::read(&layers)?,
             workers: Workers::read(&layers)?,
-            listen: layers.addresses()?,
+            listen: layers.addresses(defaults.listen)?,
             share: layers.choice_or(
                 "share",
                 &[("fd", Share::Fd), ("off", Share::Off)],
-                Share::Off,
+                defaults.share,
             )?,
             warnings,
         };
