@@ -76,7 +76,7 @@ fn launcher(nest: &Nest, worker: &Path, round: usize) -> anyhow::Result<()> {
     send(&child, if round % 2 == 0 { Signal::SIGTERM } else { Signal::SIGINT })?;
     let status = end(child)?;
     // Those that told it after the signal must not be counted for the next round.
-    let up = [up, nest.late_arrivals()?].concat();
+    let up = [up, nest.arrivals(0)?].concat();
     ensure!(status.success(), "the launcher ended with {status}");
     nobody_left()?;
     for pid in up {
@@ -119,7 +119,7 @@ fn workers(nest: &Nest, worker: &Path, rounds: usize) -> anyhow::Result<()> {
     ensure!(before.zombies + after.zombies == 0, "zombies");
     ensure!(after.children == before.children, "its children are not as before");
     ensure!(after.descriptors <= before.descriptors + MORE_DESCRIPTORS, "descriptors leak");
-    ensure!(after.private <= before.private + MORE_KIB, "memory leaks");
+    ensure!(after.private.anonymous <= before.private.anonymous + MORE_KIB, "memory leaks");
     Ok(())
 }
 
@@ -146,8 +146,7 @@ fn descriptors(pid: Pid) -> anyhow::Result<usize> {
 /// What a launcher holds.
 struct State {
     descriptors: usize,
-    /// KiB.
-    private: u64,
+    private: Private,
     children: usize,
     zombies: usize,
 }
@@ -162,7 +161,7 @@ impl State {
         };
         Ok(Self {
             descriptors: descriptors(pid)?,
-            private: Private::of(launcher.id())?.total(),
+            private: Private::of(launcher.id())?,
             children: children.len(),
             zombies: children.iter().filter(zombie).count(),
         })
@@ -174,7 +173,8 @@ impl std::fmt::Display for State {
         let Self { descriptors, private, children, zombies } = self;
         write!(
             f,
-            "{descriptors} descriptors, {private} KiB private, {children} children, {zombies} of them zombies"
+            "{descriptors} descriptors, {} KiB private ({} of it written), {children} children, {zombies} of them zombies",
+            private.total, private.anonymous
         )
     }
 }

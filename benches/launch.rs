@@ -218,16 +218,15 @@ fn memory(
     lines.try_for_each(|line| line.map(drop))?;
     let status = end(child)?;
     ensure!(status.success(), "{command:?} ended with {status}");
-    let total = private.total();
     Ok(Row {
         what: format!("private memory, {FLEET} workers {what}, {}", build.name),
-        ours: format!("{total} KiB ({} dirty)", private.dirty),
+        ours: format!("{} KiB ({} + code)", private.total, private.anonymous),
         peer: tini.map_or_else(
             || "no tini here".to_owned(),
-            |tini| format!("tini, 1: {} KiB", tini.total()),
+            |tini| format!("tini, 1: {} KiB", tini.total),
         ),
         ratio: None,
         limit: format!("{PRIVATE_LIMIT} KiB"),
-        kept: Some(total <= PRIVATE_LIMIT),
+        kept: Some(private.total <= PRIVATE_LIMIT),
     })
 }

@@ -80,23 +80,23 @@ impl Nest {
         &self.fifo
     }
 
-    /// Waits until `count` more processes have told that they are up, and returns their pids.
+    /// Waits until at least `count` processes have told that they are up since the last call, and
+    /// returns the pids of all that have.
     pub(crate) fn arrivals(&self, count: usize) -> anyhow::Result<Vec<Pid>> {
         let deadline = Instant::now() + PATIENCE;
         let mut pids = Vec::with_capacity(count);
-        while pids.len() < count {
+        loop {
+            while let Some(pid) = self.arrived()? {
+                pids.push(pid);
+            }
+            if pids.len() >= count {
+                return Ok(pids);
+            }
             let left = deadline.saturating_duration_since(Instant::now());
             let mut polled = [PollFd::new(self.arrivals.as_fd(), PollFlags::POLLIN)];
             let ready = poll(&mut polled, PollTimeout::try_from(left)?)?;
             ensure!(ready > 0, "{} of {count} workers came up in {PATIENCE:?}", pids.len());
-            pids.extend(self.arrived()?);
         }
-        Ok(pids)
-    }
-
-    /// Those that have told it and that nobody has waited for.
-    pub(crate) fn late_arrivals(&self) -> anyhow::Result<Vec<Pid>> {
-        std::iter::from_fn(|| self.arrived().transpose()).collect()
     }
 
     fn arrived(&self) -> anyhow::Result<Option<Pid>> {
@@ -180,10 +180,9 @@ pub(crate) fn end(mut child: Child) -> anyhow::Result<ExitStatus> {
 /// The private memory of a process (USS), in KiB: what would be free if it ended.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Private {
-    /// Pages of files that nobody else maps at the moment: mostly code, which can be read again.
-    pub(crate) clean: u64,
-    /// What was written.
-    pub(crate) dirty: u64,
+    pub(crate) total: u64,
+    /// What it has written; the rest is files that nobody else maps at the moment, mostly its own code.
+    pub(crate) anonymous: u64,
 }
 
 impl Private {
@@ -196,10 +195,8 @@ impl Private {
             let number = number.with_context(|| format!("no {name} in {path}"))?;
             number.parse().with_context(|| format!("no number after {name} in {path}"))
         };
-        Ok(Self { clean: field("Private_Clean:")?, dirty: field("Private_Dirty:")? })
-    }
-
-    pub(crate) fn total(self) -> u64 {
-        self.clean + self.dirty
+        // A page of a file that was just built is dirty in the page cache, and counts as dirty here.
+        let total = field("Private_Clean:")? + field("Private_Dirty:")?;
+        Ok(Self { total, anonymous: field("Anonymous:")? })
     }
 }

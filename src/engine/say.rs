@@ -115,7 +115,8 @@ impl Engine {
         let status = how.status();
         let text =
             format!("worker {slot} (pid {pid}) ended with {how} after {}", show_duration(age));
-        if asked || how.is_success() {
+        // On a terminal the worker speaks for itself, and its status is ours.
+        if asked || how.is_success() || self.config.terminal {
             debug!(event = "ended", worker = slot, pid, status, age_ms = ms, asked, "{text}");
         } else {
             warn!(event = "ended", worker = slot, pid, status, age_ms = ms, asked, "{text}");

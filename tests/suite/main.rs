@@ -13,3 +13,4 @@ mod report;
 mod sockets;
 mod supervise;
 mod support;
+mod terminal;
