@@ -4,14 +4,17 @@
 
 mod diagnose;
 mod environment;
+mod obey;
 mod orphans;
 mod output;
 mod ports;
 mod program;
+mod reap;
 mod say;
 mod signals;
 mod sink;
 mod spawn;
+mod start;
 mod user;
 mod watch;
 
@@ -19,37 +22,29 @@ use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::io;
-use std::os::fd::AsFd;
 use std::path::PathBuf;
-use std::process::Stdio;
 use std::rc::Rc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use anyhow::Context;
-use nix::errno::Errno;
 use nix::sys::prctl::set_child_subreaper;
-use nix::sys::signal::{Signal, kill, killpg, raise};
-use nix::unistd::{Pid, getpgrp, tcsetpgrp};
+use nix::sys::signal::Signal;
+use nix::unistd::Pid;
 use tokio::task::LocalSet;
-use tracing::{error, warn};
 
 pub(crate) use environment::Environment;
 pub(crate) use ports::holder;
-pub(crate) use program::{expand, find, head};
+pub(crate) use program::{find, head};
 pub(crate) use spawn::replace;
 pub(crate) use user::User;
 
-use crate::exit;
-use crate::fleet::{Action, Assignment, Event, Fleet, Policy, Refusal, Time, Urgency, WorkerKey};
+use crate::fleet::{Action, Event, Fleet, Policy, Time, WorkerKey};
 use crate::log;
 use crate::sockets::Listener;
-use output::{Stream, Tail, pipe};
-use signals::{Received, Signals};
+use output::{Stream, Tail};
+use signals::Signals;
 use sink::{Sink, StreamId};
-use spawn::{Change, Launch, Spawner, keep_zombies, wait_any};
-
-/// How long the last lines may take to be read when all is over.
-const LAST_FLUSH: Duration = Duration::from_secs(2);
+use spawn::{Spawner, keep_zombies};
 
 /// What to run, and how.
 pub(crate) struct Config {
@@ -152,7 +147,7 @@ impl Engine {
             streams: Vec::new(),
             next_stream: OWN_LINES.0,
             hup_ignored,
-            had_terminal: has_terminal(),
+            had_terminal: obey::has_terminal(),
             exit: None,
         })
     }
@@ -200,272 +195,6 @@ impl Engine {
             }
         }
     }
-
-    fn spawn(&mut self, to: Assignment) -> Result<(), Refusal> {
-        match self.try_spawn(to) {
-            Ok(running) => {
-                let pid = running.pid.as_raw();
-                tracing::debug!(
-                    event = "started",
-                    worker = to.slot,
-                    pid,
-                    "worker {} is started as pid {pid}",
-                    to.slot
-                );
-                self.running.insert(to.worker, running);
-                Ok(())
-            }
-            Err(error) => {
-                let why = refusal(&error);
-                let program = self.config.program.display();
-                error!(
-                    event = "refused",
-                    worker = to.slot,
-                    "worker {} cannot be started: {program}: {error}{}",
-                    to.slot,
-                    hint(&error, why)
-                );
-                Err(why)
-            }
-        }
-    }
-
-    fn try_spawn(&mut self, to: Assignment) -> io::Result<Running> {
-        let port = self.config.env.get("PORT").map(|port| port.to_string_lossy().into_owned());
-        let words = if self.config.template {
-            let mut values = vec![
-                ("id", to.slot.to_string()),
-                ("index", (to.slot - 1).to_string()),
-                ("workers", to.count.to_string()),
-            ];
-            values.extend(port.map(|port| ("port", port)));
-            expand(&self.config.words, &values)
-        } else {
-            self.config.words.clone()
-        };
-        let tail = Rc::new(RefCell::new(Tail::default()));
-        let mut streams = Vec::new();
-        // A single worker writes by itself: there is nobody to mix with, and nothing to copy.
-        let direct = self.config.terminal || (to.count == 1 && self.config.prefix == Prefix::None);
-        let (stdin, stdout, stderr) = if direct {
-            let stdin = if self.config.terminal { Stdio::inherit() } else { Stdio::null() };
-            (stdin, Stdio::inherit(), Stdio::inherit())
-        } else {
-            let prefix = self.prefix(to.slot);
-            let mut piped = |sink: &Rc<Sink>| -> io::Result<Stdio> {
-                let (ours, theirs) = pipe(self.spawner.user.as_ref())?;
-                self.next_stream += 1;
-                let id = StreamId(self.next_stream);
-                let stream =
-                    Stream::new(id, ours, Rc::clone(sink), prefix.clone(), Rc::clone(&tail))?;
-                streams.push(Rc::new(stream));
-                Ok(Stdio::from(theirs))
-            };
-            (Stdio::null(), piped(&self.stdout)?, piped(&self.stderr)?)
-        };
-        let terminal = io::stdin();
-        let pid = self.spawner.spawn(Launch {
-            program: &self.config.program,
-            words: &words,
-            env: self.config.env.of(to),
-            stdin,
-            stdout,
-            stderr,
-            terminal: self.config.terminal.then(|| terminal.as_fd()),
-            cgroup: None,
-        })?;
-        self.streams.retain(|stream| !stream.has_ended());
-        for stream in &streams {
-            self.streams.push(Rc::clone(stream));
-            let stream = Rc::clone(stream);
-            tokio::task::spawn_local(async move { stream.serve().await });
-        }
-        Ok(Running { pid, slot: to.slot, since: self.now(), reaped: false, streams, tail })
-    }
-
-    fn prefix(&self, slot: u32) -> Vec<u8> {
-        // Six colours that are read on dark and light ground.
-        let color = 31 + slot % 6;
-        match self.config.prefix {
-            Prefix::None => Vec::new(),
-            Prefix::Plain => format!("[{slot}] ").into_bytes(),
-            Prefix::Colored => format!("\x1b[{color}m[{slot}]\x1b[0m ").into_bytes(),
-        }
-    }
-
-    /// The stop signal, and CONT after it: a stopped process could not obey.
-    fn ask(&self, worker: WorkerKey, group: bool) {
-        let Some(running) = self.running.get(&worker) else { return };
-        for signal in [self.config.stop_signal, Signal::SIGCONT] {
-            if group {
-                self.signal_group(worker, signal);
-            } else if !running.reaped {
-                // It has not been reaped, so the pid is its own; an ended process takes no harm.
-                let _ = kill(running.pid, signal);
-            }
-        }
-    }
-
-    fn signal_group(&self, worker: WorkerKey, signal: Signal) {
-        if let Some(running) = self.running.get(&worker) {
-            // ESRCH: they have gone in the meantime.
-            let _ = killpg(running.pid, signal);
-        }
-    }
-
-    fn signal_all(&self, signal: Signal) {
-        for running in self.running.values().filter(|running| !running.reaped) {
-            let _ = kill(running.pid, signal);
-        }
-    }
-
-    fn signal(&mut self, received: Received) {
-        match received.signal {
-            Signal::SIGCHLD => self.reap(),
-            Signal::SIGTERM | Signal::SIGINT => self.tell(Event::Stop(Urgency::Graceful)),
-            Signal::SIGQUIT => self.tell(Event::Stop(Urgency::Now)),
-            Signal::SIGHUP => self.hangup(received),
-            Signal::SIGTTIN if received.by_process => self.tell(Event::ResizeBy(1)),
-            Signal::SIGTTOU if received.by_process => self.tell(Event::ResizeBy(-1)),
-            Signal::SIGTSTP => {
-                for worker in self.running.keys() {
-                    self.signal_group(*worker, Signal::SIGSTOP);
-                }
-                // As PID 1 the kernel takes no notice, and we stay to hear CONT.
-                let _ = raise(Signal::SIGSTOP);
-            }
-            Signal::SIGCONT => {
-                self.give_terminal();
-                for worker in self.running.keys() {
-                    self.signal_group(*worker, Signal::SIGCONT);
-                }
-            }
-            // The kernel speaks to us alone there: a window has changed, we wrote to nobody.
-            Signal::SIGTTIN | Signal::SIGTTOU | Signal::SIGPIPE => {}
-            Signal::SIGUSR2 => warn!(
-                event = "signal",
-                "USR2 is kept for an upgrade of throng-rs itself and is not passed on"
-            ),
-            other if received.by_process => self.signal_all(other),
-            _ => {}
-        }
-    }
-
-    fn hangup(&mut self, received: Received) {
-        if self.hup_ignored {
-            return;
-        }
-        let terminal_gone = self.had_terminal && (!received.by_process || !has_terminal());
-        self.tell(if terminal_gone { Event::Stop(Urgency::Graceful) } else { Event::Reload });
-    }
-
-    fn give_terminal(&self) {
-        if self.config.terminal
-            && let Some(running) = self.running.values().find(|running| !running.reaped)
-        {
-            let _ = tcsetpgrp(io::stdin(), running.pid);
-        }
-    }
-
-    /// Takes in every child that has ended: all are reaped first, so that the members of a group
-    /// that went together are not mistaken for a rest of it.
-    fn reap(&mut self) {
-        let mut ended = Vec::new();
-        while let Some((pid, change)) = wait_any() {
-            let known =
-                self.running.iter_mut().find(|(_, running)| running.pid == pid && !running.reaped);
-            match (known, change) {
-                (Some((key, running)), Change::Ended(how)) => {
-                    running.reaped = true;
-                    ended.push((*key, how));
-                }
-                (Some(_), Change::Stopped) => self.stopped_by_terminal(),
-                (None, _) => {}
-            }
-        }
-        for (worker, how) in ended {
-            self.last_words(worker);
-            let port = self.wanted_port(worker);
-            let group = self.running.get(&worker).is_some_and(|running| group_lives(running.pid));
-            self.tell(Event::Ended { worker, how, group });
-            if !group {
-                self.running.remove(&worker);
-            }
-            if let Some(port) = port {
-                self.port_taken(&port, how);
-            }
-        }
-        // The last of a group may have been an adopted orphan that was just reaped.
-        let left = |running: &Running| running.reaped && !group_lives(running.pid);
-        let gone: Vec<_> =
-            self.running.iter().filter(|(_, running)| left(running)).map(|(key, _)| *key).collect();
-        for worker in gone {
-            self.tell(Event::GroupGone { worker });
-            self.running.remove(&worker);
-        }
-    }
-
-    /// The one worker that has the terminal was stopped by a key: so are we, until somebody says CONT.
-    fn stopped_by_terminal(&self) {
-        if self.config.terminal {
-            self.take_terminal();
-            let _ = raise(Signal::SIGSTOP);
-        }
-    }
-
-    fn take_terminal(&self) {
-        if self.config.terminal {
-            let _ = tcsetpgrp(io::stdin(), getpgrp());
-        }
-    }
-
-    /// Passes on what a worker wrote before it ended.
-    fn last_words(&self, worker: WorkerKey) {
-        if let Some(running) = self.running.get(&worker) {
-            running.streams.iter().for_each(|stream| stream.catch_up());
-        }
-    }
-
-    fn pass_own_lines(&self) {
-        for (name, sink) in [("standard output", &self.stdout), ("standard error", &self.stderr)] {
-            if let Some((errno, bytes)) = sink.take_lost() {
-                warn!(
-                    event = "output_lost",
-                    bytes,
-                    "{bytes} bytes of the workers' {name} were lost: {}",
-                    errno.desc()
-                );
-            }
-        }
-        if self.stdout.take_broken() {
-            warn!(
-                event = "output_gone",
-                "nobody reads standard output any more; what the workers write there is dropped"
-            );
-        }
-        let lines = log::take();
-        // A reader that stands still costs our lines, never the supervision.
-        if !self.stderr.is_full() {
-            self.stderr.push(OWN_LINES, b"", &lines);
-        }
-    }
-
-    /// Leaves nothing behind: no process that came to us, no line that was written.
-    async fn finish(&mut self) {
-        self.take_terminal();
-        if !self.config.terminal {
-            orphans::end(&self.signals).await;
-        }
-        let drained = async {
-            for stream in &self.streams {
-                stream.flush().await;
-            }
-            self.pass_own_lines();
-            self.stdout.drained().await;
-            self.stderr.drained().await;
-        };
-        let _ = tokio::time::timeout(LAST_FLUSH, drained).await;
-    }
 }
 
 /// Waits for `deadline`, or for ever where there is none.
@@ -473,37 +202,5 @@ async fn until(deadline: Option<tokio::time::Instant>) {
     match deadline {
         Some(at) => tokio::time::sleep_until(at).await,
         None => std::future::pending().await,
-    }
-}
-
-fn group_lives(leader: Pid) -> bool {
-    killpg(leader, None) != Err(Errno::ESRCH)
-}
-
-fn has_terminal() -> bool {
-    std::fs::File::open("/dev/tty").is_ok()
-}
-
-/// Whether it may work later, or never.
-fn refusal(error: &io::Error) -> Refusal {
-    let errno = error.raw_os_error().map_or(Errno::UnknownErrno, Errno::from_raw);
-    match errno {
-        Errno::EAGAIN | Errno::ENOMEM | Errno::EMFILE | Errno::ENFILE | Errno::ENOSPC => {
-            Refusal::Resources
-        }
-        Errno::ENOENT => Refusal::Command { status: exit::NOT_FOUND },
-        _ => Refusal::Command { status: exit::CANNOT_EXECUTE },
-    }
-}
-
-fn hint(error: &io::Error, why: Refusal) -> &'static str {
-    match (why, error.raw_os_error().map(Errno::from_raw)) {
-        (_, Some(Errno::EAGAIN)) => "; raise pids.max or `ulimit -u`",
-        (_, Some(Errno::EMFILE)) => "; raise `ulimit -n`",
-        (_, Some(Errno::EPERM)) => "; only root may become another user",
-        (Refusal::Command { .. }, Some(Errno::ENOENT)) => {
-            "; it was there a moment ago, so the interpreter in its first line or its loader is missing"
-        }
-        _ => "",
     }
 }

@@ -2,6 +2,7 @@
 //! [`Resources`] and a [`Request`]. Depends on `probe` and `units`.
 
 mod explain;
+mod limits;
 mod reason;
 mod runtime;
 mod sizing;
@@ -15,7 +16,7 @@ pub use sizing::{Headroom, MOST_WORKERS, Rounding};
 
 use crate::probe::{Ceiling, Fact, Resources};
 use crate::units::Fraction;
-use runtime::Allowance;
+use limits::Allowance;
 use sizing::{Inputs, Outcome};
 
 /// What is asked for; [`Request::default`] asks for the best number with no hints.
@@ -111,7 +112,7 @@ pub fn plan(resources: Resources, request: &Request) -> Plan {
             single_tree: request.single_tree,
         };
         let set = |name: &str| request.env.get(name).cloned();
-        budget.map(|all| runtime::limits(request.runtime, allowance(all), &set)).unwrap_or_default()
+        budget.map(|all| limits::limits(request.runtime, allowance(all), &set)).unwrap_or_default()
     } else {
         Vec::new()
     };

@@ -1,0 +1,108 @@
+//! Ends: of children, which are all reaped here, and of the run itself.
+
+use std::time::Duration;
+
+use nix::errno::Errno;
+use nix::sys::signal::killpg;
+use nix::unistd::Pid;
+use tracing::warn;
+
+use super::spawn::{Change, wait_any};
+use super::{Engine, OWN_LINES, Running, orphans};
+use crate::fleet::{Event, WorkerKey};
+use crate::log;
+
+/// How long the last lines may take to be read when all is over.
+const LAST_FLUSH: Duration = Duration::from_secs(2);
+
+impl Engine {
+    /// Takes in every child that has ended: all are reaped first, so that the members of a group
+    /// that went together are not mistaken for a rest of it.
+    pub(super) fn reap(&mut self) {
+        let mut ended = Vec::new();
+        while let Some((pid, change)) = wait_any() {
+            let known =
+                self.running.iter_mut().find(|(_, running)| running.pid == pid && !running.reaped);
+            match (known, change) {
+                (Some((key, running)), Change::Ended(how)) => {
+                    running.reaped = true;
+                    ended.push((*key, how));
+                }
+                (Some(_), Change::Stopped) => self.stopped_by_terminal(),
+                (None, _) => {}
+            }
+        }
+        for (worker, how) in ended {
+            self.last_words(worker);
+            let port = self.wanted_port(worker);
+            let group = self.running.get(&worker).is_some_and(|running| group_lives(running.pid));
+            self.tell(Event::Ended { worker, how, group });
+            if !group {
+                self.running.remove(&worker);
+            }
+            if let Some(port) = port {
+                self.port_taken(&port, how);
+            }
+        }
+        // The last of a group may have been an adopted orphan that was just reaped.
+        let left = |running: &Running| running.reaped && !group_lives(running.pid);
+        let gone: Vec<_> =
+            self.running.iter().filter(|(_, running)| left(running)).map(|(key, _)| *key).collect();
+        for worker in gone {
+            self.tell(Event::GroupGone { worker });
+            self.running.remove(&worker);
+        }
+    }
+
+    /// Passes on what a worker wrote before it ended.
+    fn last_words(&self, worker: WorkerKey) {
+        if let Some(running) = self.running.get(&worker) {
+            running.streams.iter().for_each(|stream| stream.catch_up());
+        }
+    }
+
+    pub(super) fn pass_own_lines(&self) {
+        for (name, sink) in [("standard output", &self.stdout), ("standard error", &self.stderr)] {
+            if let Some((errno, bytes)) = sink.take_lost() {
+                warn!(
+                    event = "output_lost",
+                    bytes,
+                    "{bytes} bytes of the workers' {name} were lost: {}",
+                    errno.desc()
+                );
+            }
+        }
+        if self.stdout.take_broken() {
+            warn!(
+                event = "output_gone",
+                "nobody reads standard output any more; what the workers write there is dropped"
+            );
+        }
+        let lines = log::take();
+        // A reader that stands still costs our lines, never the supervision.
+        if !self.stderr.is_full() {
+            self.stderr.push(OWN_LINES, b"", &lines);
+        }
+    }
+
+    /// Leaves nothing behind: no process that came to us, no line that was written.
+    pub(super) async fn finish(&mut self) {
+        self.take_terminal();
+        if !self.config.terminal {
+            orphans::end(&self.signals).await;
+        }
+        let drained = async {
+            for stream in &self.streams {
+                stream.flush().await;
+            }
+            self.pass_own_lines();
+            self.stdout.drained().await;
+            self.stderr.drained().await;
+        };
+        let _ = tokio::time::timeout(LAST_FLUSH, drained).await;
+    }
+}
+
+fn group_lives(leader: Pid) -> bool {
+    killpg(leader, None) != Err(Errno::ESRCH)
+}

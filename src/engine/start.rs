@@ -1,0 +1,136 @@
+//! One worker's start: its words, its pipes, its process; and what a refusal means.
+
+use std::cell::RefCell;
+use std::io;
+use std::os::fd::AsFd;
+use std::process::Stdio;
+use std::rc::Rc;
+
+use nix::errno::Errno;
+use tracing::{debug, error};
+
+use super::output::{Stream, Tail, pipe};
+use super::program::expand;
+use super::sink::{Sink, StreamId};
+use super::spawn::Launch;
+use super::{Engine, Prefix, Running};
+use crate::exit;
+use crate::fleet::{Assignment, Refusal};
+
+impl Engine {
+    pub(super) fn spawn(&mut self, to: Assignment) -> Result<(), Refusal> {
+        match self.try_spawn(to) {
+            Ok(running) => {
+                let pid = running.pid.as_raw();
+                debug!(
+                    event = "started",
+                    worker = to.slot,
+                    pid,
+                    "worker {} is started as pid {pid}",
+                    to.slot
+                );
+                self.running.insert(to.worker, running);
+                Ok(())
+            }
+            Err(error) => {
+                let why = refusal(&error);
+                let program = self.config.program.display();
+                error!(
+                    event = "refused",
+                    worker = to.slot,
+                    "worker {} cannot be started: {program}: {error}{}",
+                    to.slot,
+                    hint(&error, why)
+                );
+                Err(why)
+            }
+        }
+    }
+
+    fn try_spawn(&mut self, to: Assignment) -> io::Result<Running> {
+        let port = self.config.env.get("PORT").map(|port| port.to_string_lossy().into_owned());
+        let words = if self.config.template {
+            let mut values = vec![
+                ("id", to.slot.to_string()),
+                ("index", (to.slot - 1).to_string()),
+                ("workers", to.count.to_string()),
+            ];
+            values.extend(port.map(|port| ("port", port)));
+            expand(&self.config.words, &values)
+        } else {
+            self.config.words.clone()
+        };
+        let tail = Rc::new(RefCell::new(Tail::default()));
+        let mut streams = Vec::new();
+        // A single worker writes by itself: there is nobody to mix with, and nothing to copy.
+        let direct = self.config.terminal || (to.count == 1 && self.config.prefix == Prefix::None);
+        let (stdin, stdout, stderr) = if direct {
+            let stdin = if self.config.terminal { Stdio::inherit() } else { Stdio::null() };
+            (stdin, Stdio::inherit(), Stdio::inherit())
+        } else {
+            let prefix = self.prefix(to.slot);
+            let mut piped = |sink: &Rc<Sink>| -> io::Result<Stdio> {
+                let (ours, theirs) = pipe(self.spawner.user.as_ref())?;
+                self.next_stream += 1;
+                let id = StreamId(self.next_stream);
+                let stream =
+                    Stream::new(id, ours, Rc::clone(sink), prefix.clone(), Rc::clone(&tail))?;
+                streams.push(Rc::new(stream));
+                Ok(Stdio::from(theirs))
+            };
+            (Stdio::null(), piped(&self.stdout)?, piped(&self.stderr)?)
+        };
+        let terminal = io::stdin();
+        let pid = self.spawner.spawn(Launch {
+            program: &self.config.program,
+            words: &words,
+            env: self.config.env.of(to),
+            stdin,
+            stdout,
+            stderr,
+            terminal: self.config.terminal.then(|| terminal.as_fd()),
+            cgroup: None,
+        })?;
+        self.streams.retain(|stream| !stream.has_ended());
+        for stream in &streams {
+            self.streams.push(Rc::clone(stream));
+            let stream = Rc::clone(stream);
+            tokio::task::spawn_local(async move { stream.serve().await });
+        }
+        Ok(Running { pid, slot: to.slot, since: self.now(), reaped: false, streams, tail })
+    }
+
+    fn prefix(&self, slot: u32) -> Vec<u8> {
+        // Six colours that are read on dark and light ground.
+        let color = 31 + slot % 6;
+        match self.config.prefix {
+            Prefix::None => Vec::new(),
+            Prefix::Plain => format!("[{slot}] ").into_bytes(),
+            Prefix::Colored => format!("\x1b[{color}m[{slot}]\x1b[0m ").into_bytes(),
+        }
+    }
+}
+
+/// Whether it may work later, or never.
+fn refusal(error: &io::Error) -> Refusal {
+    let errno = error.raw_os_error().map_or(Errno::UnknownErrno, Errno::from_raw);
+    match errno {
+        Errno::EAGAIN | Errno::ENOMEM | Errno::EMFILE | Errno::ENFILE | Errno::ENOSPC => {
+            Refusal::Resources
+        }
+        Errno::ENOENT => Refusal::Command { status: exit::NOT_FOUND },
+        _ => Refusal::Command { status: exit::CANNOT_EXECUTE },
+    }
+}
+
+fn hint(error: &io::Error, why: Refusal) -> &'static str {
+    match (why, error.raw_os_error().map(Errno::from_raw)) {
+        (_, Some(Errno::EAGAIN)) => "; raise pids.max or `ulimit -u`",
+        (_, Some(Errno::EMFILE)) => "; raise `ulimit -n`",
+        (_, Some(Errno::EPERM)) => "; only root may become another user",
+        (Refusal::Command { .. }, Some(Errno::ENOENT)) => {
+            "; it was there a moment ago, so the interpreter in its first line or its loader is missing"
+        }
+        _ => "",
+    }
+}
