@@ -33,8 +33,8 @@ const MORE_PROCESSES: usize = 2;
 const WARM_UP: usize = 20;
 /// An output pipe pair of a worker that has just gone is closed at the next start.
 const MORE_DESCRIPTORS: usize = 2;
-/// What an allocator's mood may add.
-const MORE_KIB: u64 = 64;
+/// What the allocator's fragments may add; 20,000 rounds add no more than 1,000.
+const MORE_KIB: u64 = 128;
 
 fn main() -> anyhow::Result<()> {
     let given = std::env::args().skip(1).find_map(|arg| arg.parse().ok());
@@ -73,7 +73,7 @@ fn launcher(nest: &Nest, worker: &Path, round: usize) -> anyhow::Result<()> {
     let child = command.arg("family").spawn()?;
     let early = round % 4 == 3;
     let up = nest.arrivals(if early { 1 } else { PROCESSES })?;
-    send(&child, if round % 2 == 0 { Signal::SIGTERM } else { Signal::SIGINT })?;
+    send(&child, if round.is_multiple_of(2) { Signal::SIGTERM } else { Signal::SIGINT })?;
     let status = end(child)?;
     // Those that told it after the signal must not be counted for the next round.
     let up = [up, nest.arrivals(0)?].concat();

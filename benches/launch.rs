@@ -110,7 +110,7 @@ fn compare(
 ) -> anyhow::Result<Row> {
     let (mut us, mut them, mut ratios) = (Vec::new(), Vec::new(), Vec::new());
     for pair in 0..WARM_UP + pairs {
-        let (a, b) = if pair % 2 == 0 {
+        let (a, b) = if pair.is_multiple_of(2) {
             let a = ours()?;
             (a, peer()?)
         } else {

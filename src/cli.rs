@@ -20,6 +20,14 @@ impl Key {
         self.value.is_empty()
     }
 
+    /// Whether it only says which report to print and how.
+    pub(crate) fn is_about_the_report(&self) -> bool {
+        matches!(
+            self.name,
+            "dry-run" | "format" | "color" | "quiet" | "verbose" | "sysroot" | "config"
+        )
+    }
+
     /// `THRONG_MAX_WORKERS`.
     pub(crate) fn variable(&self) -> String {
         format!("THRONG_{}", self.name.to_ascii_uppercase().replace('-', "_"))
@@ -71,6 +79,12 @@ pub(crate) const KEYS: &[Key] = &[
         "runtime-env",
         "on|off",
         "Tell runtimes their share (NODE_OPTIONS, GOMEMLIMIT, ...) where the user has not [default: on]",
+    ),
+    key(
+        SIZING,
+        "exec",
+        "",
+        "Set WEB_CONCURRENCY to the number and become COMMAND, for servers that fork by themselves",
     ),
     key(SIZING, "strict", "", "Exit with 3 where not even one worker fits"),
     key(WHAT_IF, "memory", "SIZE", "Pretend this memory limit, tighter or wider than the real one"),
@@ -196,13 +210,6 @@ pub(crate) fn command() -> Command {
              126/127 COMMAND cannot be run/found, 137 a worker had to be killed, else the last failed worker's.",
         )
         .args(options())
-        .arg(
-            Arg::new("exec")
-                .long("exec")
-                .action(ArgAction::SetTrue)
-                .help_heading(SIZING)
-                .help("Set WEB_CONCURRENCY to the number and become COMMAND, for servers that fork by themselves"),
-        )
         .arg(
             Arg::new("command")
                 .value_name("COMMAND")

@@ -29,6 +29,9 @@ const COST: u64 = 8 * MIB;
 pub(super) fn run(matches: &ArgMatches, host: &Host) -> Result<u8, Failure> {
     let defaults = Defaults { share: Share::Fd, listen: Some(ADDRESS) };
     let mut settings = Settings::read(matches, host, defaults)?;
+    if settings.exec {
+        return Err(usage("--exec becomes a command and the demo is none; leave it out"));
+    }
     if settings.sizing.worker_memory.is_none() {
         settings.sizing.worker_memory =
             Some(Given { value: COST, origin: Some("demo".to_owned()) });

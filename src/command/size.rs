@@ -9,7 +9,7 @@ use crate::engine::{find, head};
 use crate::exit::{Failure, SUCCESS, usage};
 use crate::plan::{Plan, Request, Runtime, plan};
 use crate::probe::{Host, probe};
-use crate::report;
+use crate::report::{self, Subject};
 use crate::settings::{Format, Settings};
 use crate::units::show_size;
 
@@ -108,15 +108,20 @@ pub(super) fn report(settings: &Settings, host: &Host) -> Result<u8, Failure> {
     if let Err(failure) = found {
         sized.plan.warnings.push(failure.to_string());
     }
-    let env = environment(settings, &sized.plan);
-    let machine = settings.output.verbose.then(machine);
+    let environment = environment(settings, &sized.plan);
+    let subject = Subject {
+        plan: &sized.plan,
+        command: &sized.subject,
+        environment: &environment,
+        settings: &settings.chosen,
+        machine: settings.output.verbose.then(machine),
+    };
     let text = match settings.format {
         Format::Text => {
-            let color = colored(settings.output.color, host, &std::io::stdout());
-            report::text(&sized.plan, &sized.subject, &env, machine.as_deref(), color)
+            report::text(&subject, colored(settings.output.color, host, &std::io::stdout()))
         }
-        Format::Json => report::json(&sized.plan, &env, machine),
-        Format::Env => report::shell(&env),
+        Format::Json => report::json(&subject),
+        Format::Env => report::shell(&environment),
     };
     print(&text)?;
     Ok(SUCCESS)

@@ -10,7 +10,7 @@ mod whatif;
 
 use std::collections::BTreeMap;
 
-pub use reason::{Bound, Change, Given, Step, Variable};
+pub use reason::{Bound, Change, Choice, Given, Step, Variable};
 pub use runtime::Runtime;
 pub use sizing::{Headroom, MOST_WORKERS, Rounding};
 

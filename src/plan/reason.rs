@@ -104,3 +104,14 @@ pub struct Variable {
     /// Why it is set.
     pub because: String,
 }
+
+/// A setting that somebody chose, as it was written.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Choice {
+    /// Its name: the long flag without dashes.
+    pub name: &'static str,
+    /// Its text; several values are separated by spaces.
+    pub value: String,
+    /// `flag:--NAME`, `env:NAME` or `file:PATH`.
+    pub source: String,
+}

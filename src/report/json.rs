@@ -4,7 +4,8 @@ use std::collections::BTreeMap;
 
 use serde::Serialize;
 
-use crate::plan::{Bound, Change, Plan, Step};
+use super::Subject;
+use crate::plan::{Bound, Change, Choice, Step};
 use crate::probe::Fact;
 
 #[derive(Serialize)]
@@ -19,8 +20,9 @@ struct Report<'a> {
     changes: &'a [Change],
     warnings: &'a [String],
     environment: &'a BTreeMap<String, String>,
+    settings: &'a [Choice],
     #[serde(skip_serializing_if = "Option::is_none")]
-    machine: Option<String>,
+    machine: Option<&'a str>,
 }
 
 #[derive(Serialize)]
@@ -60,11 +62,8 @@ struct Tasks<'a> {
 }
 
 /// Indented JSON with a newline at its end.
-pub(crate) fn render(
-    plan: &Plan,
-    environment: &BTreeMap<String, String>,
-    machine: Option<String>,
-) -> String {
+pub(crate) fn render(subject: &Subject<'_>) -> String {
+    let plan = subject.plan;
     let (memory, cpu, tasks) = (&plan.resources.memory, &plan.resources.cpu, &plan.resources.tasks);
     let bytes = |fact: &Option<Fact<u64>>| fact.as_ref().map(|fact| fact.value);
     let source = memory.limit.as_ref().or(memory.high.as_ref()).or(memory.ram.as_ref());
@@ -96,8 +95,9 @@ pub(crate) fn render(
         steps: &plan.steps,
         changes: &plan.changes,
         warnings: &plan.warnings,
-        environment,
-        machine,
+        environment: subject.environment,
+        settings: subject.settings,
+        machine: subject.machine.as_deref(),
     };
     // Only a map with keys that are no strings could fail, and there is none.
     let mut text = serde_json::to_string_pretty(&report).unwrap_or_default();

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 
+use super::Subject;
 use crate::plan::{Bound, Plan};
 use crate::units::{plural, show_number, show_size};
 
@@ -12,20 +13,15 @@ const YELLOW: &str = "\x1b[33m";
 const RESET: &str = "\x1b[0m";
 
 /// The whole report.
-pub(crate) fn render(
-    plan: &Plan,
-    subject: &str,
-    environment: &BTreeMap<String, String>,
-    machine: Option<&str>,
-    color: bool,
-) -> String {
+pub(crate) fn render(subject: &Subject<'_>, color: bool) -> String {
+    let plan = subject.plan;
     let paint = |code: &str, text: &str| {
         if color { format!("{code}{text}{RESET}") } else { text.to_owned() }
     };
     let mut out = String::new();
     let number = paint(BOLD, &plural(plan.workers, "worker"));
     // Writing to a String cannot fail.
-    let _ = writeln!(out, "{number}{subject}, {}", share(plan));
+    let _ = writeln!(out, "{number}{}, {}", subject.command, share(plan));
     let _ = writeln!(out, "{}", verdict(plan));
     for warning in &plan.warnings {
         let _ = writeln!(out, "{} {warning}", paint(YELLOW, "warning:"));
@@ -51,14 +47,20 @@ pub(crate) fn render(
     let reasons: BTreeMap<_, _> =
         plan.environment.iter().map(|v| (v.name.as_str(), v.because.as_str())).collect();
     out.push_str("\nWhat each worker is told\n");
-    for (name, value) in environment {
+    for (name, value) in subject.environment {
         let because = reasons
             .get(name.as_str())
             .map(|because| paint(DIM, &format!("  {because}")))
             .unwrap_or_default();
         let _ = writeln!(out, "  {name}={value}{because}");
     }
-    if let Some(machine) = machine {
+    if !subject.settings.is_empty() {
+        out.push_str("\nWhat was chosen\n");
+        for choice in subject.settings {
+            let _ = writeln!(out, "  {} = {}  {}", choice.name, choice.value, choice.source);
+        }
+    }
+    if let Some(machine) = &subject.machine {
         let _ = writeln!(out, "\nOn {machine}");
     }
     out

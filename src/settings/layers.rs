@@ -12,7 +12,7 @@ use clap::ArgMatches;
 
 use crate::cli::{self, KEYS, Key};
 use crate::exit::{Failure, usage};
-use crate::plan::Given;
+use crate::plan::{Choice, Given};
 use crate::probe::Host;
 use crate::sockets::Address;
 
@@ -189,6 +189,20 @@ impl Layers<'_> {
             Some(Given { value: None, .. }) => Chosen::Auto,
             Some(Given { value: Some(value), origin }) => Chosen::Value(Given { value, origin }),
         })
+    }
+
+    /// Everything that was chosen, but for what only says how to print it.
+    pub(super) fn chosen(&self) -> Result<Vec<Choice>, Failure> {
+        let keys = KEYS.iter().filter(|key| !key.is_about_the_report());
+        let found = keys.map(|key| {
+            let choice = |(values, origin): (Vec<String>, Origin)| Choice {
+                name: key.name,
+                value: values.join(" "),
+                source: origin.source(),
+            };
+            Ok(self.all(key.name)?.map(choice))
+        });
+        found.filter_map(Result::transpose).collect()
     }
 
     /// Where a setting was given, for a complaint about it.

@@ -15,7 +15,7 @@ use nix::sys::signal::Signal;
 
 use crate::exit::{Failure, usage};
 use crate::fleet::Restart;
-use crate::plan::{Given, Headroom, Rounding};
+use crate::plan::{Choice, Given, Headroom, Rounding};
 use crate::probe::Host;
 use crate::sockets::Address;
 use crate::units::{DURATION_FORMS, Fraction, SIZE_FORMS, parse_duration};
@@ -60,6 +60,8 @@ pub(crate) struct Settings {
     pub(crate) workers: Workers,
     pub(crate) listen: Vec<Address>,
     pub(crate) share: Share,
+    /// Everything that was chosen, as it was written.
+    pub(crate) chosen: Vec<Choice>,
     /// What is odd and was passed over.
     pub(crate) warnings: Vec<String>,
 }
@@ -134,7 +136,7 @@ impl Settings {
         let formats = [("text", Format::Text), ("json", Format::Json), ("env", Format::Env)];
         let settings = Self {
             command: layers.command()?,
-            exec: matches.try_get_one::<bool>("exec").ok().flatten().copied().unwrap_or(false),
+            exec: layers.switch("exec")?,
             dry_run: layers.switch("dry-run")?,
             format: layers.choice_or("format", &formats, Format::Text)?,
             sizing: Sizing::read(&layers, host)?,
@@ -147,6 +149,7 @@ impl Settings {
                 &[("fd", Share::Fd), ("off", Share::Off)],
                 defaults.share,
             )?,
+            chosen: layers.chosen()?,
             warnings,
         };
         settings.check_numbers(&layers)?;
