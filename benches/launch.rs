@@ -14,11 +14,11 @@ mod common;
 
 use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
-use std::process::{Command, ExitCode, Stdio};
+use std::process::{Child, Command, ExitCode, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, ensure};
-use common::{LAUNCHER, Nest, Private, end, nobody_left, send};
+use common::{LAUNCHER, Nest, PATIENCE, Private, end, nobody_left, send};
 use nix::sys::signal::Signal;
 
 const FLEET: usize = 64;
@@ -59,7 +59,8 @@ fn main() -> anyhow::Result<ExitCode> {
         None => println!("the static build is not measured: THRONG_STATIC_BIN does not name one"),
         Some(path) => {
             let program = Path::new(&path).canonicalize();
-            let program = program.with_context(|| format!("no static build at {path:?}"))?;
+            let program =
+                program.with_context(|| format!("no static build at {}", path.display()))?;
             builds.push(Build { name: "static", program });
         }
     }
@@ -192,6 +193,17 @@ fn tini(nest: &Nest, worker: &Path) -> anyhow::Result<Option<Private>> {
     Ok(Some(private))
 }
 
+/// Returns when `child` waits for something to happen; nobody tells that, so it is asked.
+fn until_asleep(child: &Child) -> anyhow::Result<()> {
+    let process = procfs::process::Process::new(child.id().cast_signed())?;
+    let deadline = Instant::now() + PATIENCE;
+    while process.stat()?.state != 'S' {
+        ensure!(Instant::now() < deadline, "the launcher is still busy after {PATIENCE:?}");
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    Ok(())
+}
+
 fn memory(
     nest: &Nest,
     build: &Build,
@@ -212,6 +224,7 @@ fn memory(
         ready += usize::from(line.ends_with(" is ready"));
     }
     nest.arrivals(FLEET)?;
+    until_asleep(&child)?;
     let private = Private::of(child.id())?;
     send(&child, Signal::SIGTERM)?;
     // Its last lines are read, so that it never writes to nobody.

@@ -12,6 +12,8 @@ use tracing_subscriber::fmt::format::Writer;
 use tracing_subscriber::fmt::{FmtContext, FormatEvent, FormatFields};
 use tracing_subscriber::registry::LookupSpan;
 
+use crate::units::printable;
+
 /// Lines beyond this are lost (and counted) rather than kept without bound.
 const MOST_QUEUED: usize = 64 << 10;
 
@@ -131,7 +133,7 @@ struct Message<'a>(Writer<'a>, fmt::Result);
 impl tracing::field::Visit for Message<'_> {
     fn record_debug(&mut self, field: &tracing::field::Field, value: &dyn fmt::Debug) {
         if field.name() == "message" && self.1.is_ok() {
-            self.1 = write!(self.0, "{value:?}");
+            self.1 = self.0.write_str(&printable(&format!("{value:?}")));
         }
     }
 }

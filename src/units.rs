@@ -3,6 +3,7 @@
 //! Depends on nothing else of the crate. A parser here returns what is wrong with the text as a
 //! short fragment; whoever knows where the text came from adds that.
 
+use std::borrow::Cow;
 use std::cmp::Ordering;
 use std::fmt;
 use std::time::Duration;
@@ -115,6 +116,20 @@ pub fn show_duration(duration: Duration) -> String {
         _ if ms > 10_000 => format!("{:.1}s", duration.as_secs_f64()),
         _ => format!("{ms}ms"),
     }
+}
+
+/// The text with everything escaped that a terminal or a log could take for more than text: control
+/// characters, and those that turn the direction of reading.
+#[must_use]
+pub fn printable(text: &str) -> Cow<'_, str> {
+    let odd =
+        |c: char| c.is_control() || matches!(c, '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
+    if !text.contains(odd) {
+        return Cow::Borrowed(text);
+    }
+    let escaped =
+        text.chars().map(|c| if odd(c) { c.escape_default().to_string() } else { c.to_string() });
+    Cow::Owned(escaped.collect())
 }
 
 /// `1 worker`, `2 workers`.
@@ -235,6 +250,12 @@ mod tests {
         assert_eq!(show_size(1023), "1023 B");
         assert_eq!(show_size(53_687_091), "51.1 MiB");
         assert_eq!(show_size(u64::MAX), "17179869183.9 GiB");
+    }
+
+    #[test]
+    fn what_is_more_than_text_is_escaped() {
+        assert_eq!(printable("plain ü 漢"), "plain ü 漢");
+        assert_eq!(printable("a\nb\x1b[1m\u{202e}"), "a\\nb\\u{1b}[1m\\u{202e}");
     }
 
     #[test]

@@ -14,6 +14,7 @@ use crate::cli;
 use crate::exit::{Failure, SUCCESS, usage};
 use crate::probe::Host;
 use crate::settings::{Defaults, Settings, Share, Switch};
+use crate::units::printable;
 
 /// The program: parses the arguments and environment of this process and does what they say.
 #[must_use]
@@ -22,7 +23,9 @@ pub fn main() -> ExitCode {
         Ok(status) => status,
         Err(failure) => {
             // Where standard error is gone, the status still tells.
-            let _ = writeln!(io::stderr(), "throng-rs: {failure}");
+            let text = failure.to_string();
+            let lines: Vec<_> = text.lines().map(printable).collect();
+            let _ = writeln!(io::stderr(), "throng-rs: {}", lines.join("\n"));
             failure.status()
         }
     };

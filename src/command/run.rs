@@ -9,15 +9,14 @@ use anyhow::{Context, anyhow};
 use tracing::{info, warn};
 
 use super::colored;
-use super::size::{Sized, directory, environment, size};
-use crate::cli::{KEYS, Key};
+use super::size::{Sized, directory, environment, inherited, size};
 use crate::engine::{self, Config, Environment, Prefix, User};
 use crate::exit::{CANNOT_EXECUTE, Failure, usage};
 use crate::fleet::{Policy, Restart};
 use crate::log;
 use crate::probe::Host;
 use crate::report;
-use crate::settings::{Format, Settings, Switch, read_env_file};
+use crate::settings::{Format, Settings, Switch};
 use crate::sockets::{Address, Listener, variables};
 
 /// A worker that says nothing by itself is taken for ready when it has lived for so long.
@@ -40,6 +39,11 @@ pub(super) fn run(settings: &Settings, host: &Host) -> Result<u8, Failure> {
             "--sysroot describes another machine and goes with --dry-run; leave it out to run the command here",
         ));
     }
+    if settings.exec && settings.workers.template {
+        return Err(usage(
+            "--template fills in who a worker is, and with --exec there is none; leave one of them out",
+        ));
+    }
     let words = settings.command.clone();
     start(settings, host, None, words, &|_| Ok(()))
 }
@@ -55,25 +59,22 @@ pub(super) fn start(
 ) -> Result<u8, Failure> {
     log::start(settings.output.log_json, settings.output.quiet, settings.output.verbose);
     let dir = directory(settings)?;
-    let mut env = Environment::inherit(host.env_all(), KEYS.iter().map(Key::variable));
-    if let Some(file) = &settings.workers.env_file {
-        for (name, value) in read_env_file(file)? {
-            env.set(&name, value);
-        }
-    }
+    let mut env = inherited(settings, host)?;
     let program = match (program, words.first()) {
         (Some(program), _) => program,
         (None, Some(word)) => engine::find(word, env.get("PATH"), &dir)?,
         (None, None) => return Err(usage("no command given")),
     };
+    let wants_port = words.iter().any(|word| word.to_string_lossy().contains("{port}"));
+    if settings.workers.template && wants_port && env.get("PORT").is_none() {
+        return Err(usage(
+            "--template has a {port} to replace, and PORT is not set; set it, or leave {port} out",
+        ));
+    }
     let user = settings.workers.user.as_deref().map(user).transpose()?;
-    let sized = size(settings, host, Some(&program))?;
+    let sized = size(settings, host, Some(&program), &env)?;
     for (name, value) in environment(settings, &sized.plan) {
-        // What the environment file says is the user's choice too.
-        let ours = name.starts_with("WEB_CONCURRENCY");
-        if ours || env.get(&name).is_none_or(|set| host.env(&name) == Some(set)) {
-            env.set(&name, value);
-        }
+        env.set(&name, value);
     }
     say_why(&sized);
     let dir = settings.workers.chdir.is_some().then_some(dir);
@@ -83,14 +84,6 @@ pub(super) fn start(
         let error = engine::replace(&program, &words, &vars, dir.as_deref(), user.as_ref());
         let message = format!("cannot execute {}: {error}", program.display());
         return Err(Failure::Command { status: CANNOT_EXECUTE, message });
-    }
-    if settings.workers.template
-        && settings.command.iter().any(|word| word.to_string_lossy().contains("{port}"))
-        && env.get("PORT").is_none()
-    {
-        return Err(usage(
-            "--template has a {port} to replace, and PORT is not set; set it, or leave {port} out",
-        ));
     }
     let listeners = settings.listen.iter().map(bind).collect::<Result<Vec<_>, _>>()?;
     let addresses: Vec<Address> =
@@ -121,8 +114,10 @@ struct Parts {
 fn configure(settings: &Settings, host: &Host, sized: &Sized, parts: Parts) -> Config {
     let workers = sized.plan.workers;
     // `docker run -it image sh`: one worker that was asked for has the terminal and is not restarted.
-    let asked_for_one = workers == 1 && settings.sizing.workers.is_some();
-    let at_terminal = asked_for_one && io::stdin().is_terminal();
+    let asked = settings.sizing.workers.as_ref();
+    let asked_for_one =
+        asked.is_some_and(|one| one.value == 1 && !one.is_from("env:WEB_CONCURRENCY"));
+    let at_terminal = asked_for_one && io::stdin().is_terminal() && io::stdout().is_terminal();
     let restart = settings.workers.restart.unwrap_or(if at_terminal {
         Restart::Never
     } else {

@@ -1,16 +1,17 @@
 //! From settings to a plan, and `--dry-run`.
 
 use std::collections::BTreeMap;
-use std::ffi::{OsStr, OsString};
+use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
 use super::{colored, print};
-use crate::engine::{find, head};
+use crate::cli::{KEYS, Key};
+use crate::engine::{Environment, find, head};
 use crate::exit::{Failure, SUCCESS, usage};
 use crate::plan::{Plan, Request, Runtime, plan};
 use crate::probe::{Host, probe};
 use crate::report::{self, Subject};
-use crate::settings::{Format, Settings};
+use crate::settings::{Format, Settings, read_env_file};
 use crate::units::show_size;
 
 /// A plan with what it is for.
@@ -25,6 +26,7 @@ pub(super) fn size(
     settings: &Settings,
     host: &Host,
     program: Option<&Path>,
+    env: &Environment,
 ) -> Result<Sized, Failure> {
     let recorded = match &settings.what_if.sysroot {
         Some(dir) => Some(Host::sysroot(dir).map_err(|error| {
@@ -40,16 +42,10 @@ pub(super) fn size(
     if let Some(cpus) = &settings.what_if.cpus {
         resources = resources.pretend_cpus(cpus.value, cpus.origin.as_deref().unwrap_or_default());
     }
-    let mut plan = plan(resources, &request(settings, host, program));
+    let mut plan = plan(resources, &request(settings, program, env));
     plan.warnings.extend(settings.warnings.iter().cloned());
-    if settings.sizing.strict && !plan.fits {
-        let reason = plan
-            .warnings
-            .iter()
-            .find(|warning| warning.contains("not even one") || warning.contains("pids.max"));
-        return Err(Failure::DoesNotFit(
-            reason.cloned().unwrap_or_else(|| "not even one worker fits".to_owned()),
-        ));
+    if let Some(shortage) = plan.shortage.as_ref().filter(|_| settings.sizing.strict) {
+        return Err(Failure::DoesNotFit(format!("{shortage} (--strict)")));
     }
     let subject = match spoken(&settings.command) {
         words if words.is_empty() => words,
@@ -58,7 +54,7 @@ pub(super) fn size(
     Ok(Sized { plan, subject })
 }
 
-fn request(settings: &Settings, host: &Host, program: Option<&Path>) -> Request {
+fn request(settings: &Settings, program: Option<&Path>, env: &Environment) -> Request {
     let runtime = settings.command.first().map_or(Runtime::Other, |word| {
         let head = program.map(head).unwrap_or_default();
         Runtime::recognise(&word.to_string_lossy(), &head)
@@ -75,13 +71,19 @@ fn request(settings: &Settings, host: &Host, program: Option<&Path>) -> Request 
         runtime,
         runtime_env: settings.sizing.runtime_env,
         single_tree: settings.exec || settings.format == Format::Env,
-        env: readable(host),
+        env: env.readable(),
     }
 }
 
-fn readable(host: &Host) -> BTreeMap<String, String> {
-    let text = |value: &OsStr| value.to_str().map(str::to_owned);
-    host.env_all().iter().filter_map(|(name, value)| Some((text(name)?, text(value)?))).collect()
+/// What the workers inherit: our environment without our own settings, and the lines of `--env-file`.
+pub(super) fn inherited(settings: &Settings, host: &Host) -> Result<Environment, Failure> {
+    let mut env = Environment::inherit(host.env_all(), KEYS.iter().map(Key::variable));
+    if let Some(file) = &settings.workers.env_file {
+        for (name, value) in read_env_file(file)? {
+            env.set(&name, value);
+        }
+    }
+    Ok(env)
 }
 
 /// What a worker (or with `--exec` the command) is told beside its own identity.
@@ -103,8 +105,9 @@ pub(super) fn environment(settings: &Settings, plan: &Plan) -> BTreeMap<String, 
 
 /// `--dry-run`: prints the report and starts nothing.
 pub(super) fn report(settings: &Settings, host: &Host) -> Result<u8, Failure> {
-    let found = look_for(settings, host);
-    let mut sized = size(settings, host, found.as_ref().ok().and_then(Option::as_deref))?;
+    let env = inherited(settings, host)?;
+    let found = look_for(settings, &env);
+    let mut sized = size(settings, host, found.as_ref().ok().and_then(Option::as_deref), &env)?;
     if let Err(failure) = found {
         sized.plan.warnings.push(failure.to_string());
     }
@@ -128,10 +131,10 @@ pub(super) fn report(settings: &Settings, host: &Host) -> Result<u8, Failure> {
 }
 
 /// The command's file, where there is a command and it is one of this machine.
-fn look_for(settings: &Settings, host: &Host) -> Result<Option<PathBuf>, Failure> {
+fn look_for(settings: &Settings, env: &Environment) -> Result<Option<PathBuf>, Failure> {
     match settings.command.first() {
         Some(program) if settings.what_if.sysroot.is_none() => {
-            find(program, host.env("PATH"), &directory(settings)?).map(Some)
+            find(program, env.get("PATH"), &directory(settings)?).map(Some)
         }
         _ => Ok(None),
     }
@@ -139,7 +142,9 @@ fn look_for(settings: &Settings, host: &Host) -> Result<Option<PathBuf>, Failure
 
 /// Where the workers start, absolute.
 pub(super) fn directory(settings: &Settings) -> Result<PathBuf, Failure> {
-    let here = std::env::current_dir().unwrap_or_else(|_| PathBuf::from("/"));
+    let here = std::env::current_dir().map_err(|error| {
+        usage(format!("cannot tell the working directory ({error}); go to one that exists"))
+    })?;
     let Some(dir) = &settings.workers.chdir else { return Ok(here) };
     let dir = here.join(dir);
     if !dir.is_dir() {

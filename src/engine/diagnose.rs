@@ -6,7 +6,7 @@ use std::time::Duration;
 use tracing::error;
 
 use super::{Engine, ports};
-use crate::fleet::{Ended, Event, WorkerKey};
+use crate::fleet::{Ended, Event, Restart, WorkerKey};
 
 /// A server that finds its port taken does not live longer.
 const SOON: Duration = Duration::from_secs(30);
@@ -23,19 +23,26 @@ pub(super) struct Taken {
 impl Engine {
     /// The port that `worker`, which has just ended, could not have because a sibling listens on it.
     ///
-    /// Believed where the worker said so itself (every runtime has words for it), or where it was told
-    /// its port by `PORT` and a sibling listens on exactly that.
-    pub(super) fn wanted_port(&self, worker: WorkerKey) -> Option<Taken> {
+    /// Only an end by itself with a failure counts, and only where it would be tried again in vain. It
+    /// is believed where the worker said so (every runtime has words for it), or where it was told its
+    /// port by `PORT`, a sibling listens on exactly that, and the slot fails like this again and again.
+    pub(super) fn wanted_port(&mut self, worker: WorkerKey, how: Ended) -> Option<Taken> {
+        let now = self.now();
         let ended = self.running.get(&worker)?;
-        if self.fleet.is_ending()
-            || !self.config.listeners.is_empty()
-            || self.now() > ended.since + SOON
-        {
+        let failed = matches!(how, Ended::Code(code) if code != 0) && !ended.asked;
+        let soon = now <= ended.since + self.config.policy.ready_after;
+        let failures = self.quick_failures.entry(ended.slot).or_default();
+        *failures = if failed && soon { *failures + 1 } else { 0 };
+        let again_and_again = *failures >= 2;
+        let futile =
+            self.config.policy.restart != Restart::Never && self.config.listeners.is_empty();
+        if !failed || !futile || self.fleet.is_ending() || now > ended.since + SOON {
             return None;
         }
         let tail = ended.tail.borrow();
         let said = ports::says_taken(tail.words());
         let told = self.config.env.get("PORT").and_then(|port| port.to_str()?.parse().ok());
+        let told = told.filter(|_| again_and_again);
         if !said && told.is_none() {
             return None;
         }
@@ -43,9 +50,13 @@ impl Engine {
         let siblings = self.running.values().filter(|running| !running.reaped);
         let mut open: Vec<(u16, i32)> = siblings
             .flat_map(|running| {
-                ports::listening(running.pid).into_iter().map(|port| (port, running.pid.as_raw()))
+                let ports = ports::listening(running.pid).into_iter();
+                ports.map(|port| (port, running.pid.as_raw()))
             })
             .collect();
+        // Several that listen on one port share it (SO_REUSEPORT): nobody took it from anybody.
+        let all = open.clone();
+        open.retain(|(port, _)| all.iter().filter(|(other, _)| other == port).count() == 1);
         // The one that it named comes first, then the one that it was told.
         open.sort_by_key(|(port, _)| (!words.contains(&port.to_string()), Some(*port) != told));
         let (port, holder) = open.into_iter().find(|(port, _)| said || Some(*port) == told)?;

@@ -59,6 +59,12 @@ impl Environment {
         self.vars.get(OsStr::new(name)).map(OsString::as_os_str)
     }
 
+    /// Those that are text.
+    pub(crate) fn readable(&self) -> BTreeMap<String, String> {
+        let text = |value: &OsStr| value.to_str().map(str::to_owned);
+        self.vars.iter().filter_map(|(name, value)| Some((text(name)?, text(value)?))).collect()
+    }
+
     /// All variables as they are, for a command that takes our place.
     pub(crate) fn all(&self) -> &BTreeMap<OsString, OsString> {
         &self.vars

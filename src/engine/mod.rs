@@ -18,12 +18,14 @@ mod start;
 mod user;
 mod watch;
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::io;
 use std::path::PathBuf;
 use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
 use anyhow::Context;
@@ -43,8 +45,8 @@ use crate::log;
 use crate::sockets::Listener;
 use output::{Stream, Tail};
 use signals::Signals;
-use sink::{Sink, StreamId};
-use spawn::{Spawner, keep_zombies};
+use sink::{Sink, StreamId, same_file};
+use spawn::{Spawner, forget_code, keep_zombies};
 
 /// What to run, and how.
 pub(crate) struct Config {
@@ -75,9 +77,22 @@ pub(crate) enum Prefix {
 /// Runs the fleet to its end and returns the exit status.
 pub(crate) fn run(config: Config) -> anyhow::Result<u8> {
     keep_zombies().context("cannot reset SIGCHLD")?;
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    let settled = Arc::new(AtomicBool::new(false));
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        // The last moment before the sleep: what runs after it would bring its pages back.
+        .on_thread_park({
+            let settled = Arc::clone(&settled);
+            move || {
+                if settled.swap(false, Ordering::Relaxed) {
+                    forget_code();
+                }
+            }
+        })
+        .build();
     let runtime = runtime.context("cannot start the event loop")?;
-    let status = LocalSet::new().block_on(&runtime, async { Engine::new(config)?.run().await });
+    let status =
+        LocalSet::new().block_on(&runtime, async { Engine::new(config, settled)?.run().await });
     log::release();
     status
 }
@@ -87,6 +102,8 @@ struct Running {
     pid: Pid,
     slot: u32,
     since: Time,
+    /// Told to stop.
+    asked: bool,
     /// Reaped: its pid may be somebody else's by now, its group is ours as long as it has members.
     reaped: bool,
     streams: Vec<Rc<Stream>>,
@@ -107,6 +124,14 @@ struct Engine {
     next_stream: u64,
     hup_ignored: bool,
     had_terminal: bool,
+    /// The process group that we gave our terminal to.
+    terminal_given: Cell<Option<Pid>>,
+    /// How often each slot has ended soon and with a failure, in a row.
+    quick_failures: BTreeMap<u32, u32>,
+    /// Set when everybody serves and nothing is due.
+    settled: Arc<AtomicBool>,
+    /// Children that were here before us: `sh -c 'helper & exec throng-rs …'`.
+    strangers: Vec<Pid>,
     exit: Option<u8>,
 }
 
@@ -114,14 +139,11 @@ struct Engine {
 const OWN_LINES: StreamId = StreamId(0);
 
 impl Engine {
-    fn new(mut config: Config) -> anyhow::Result<Self> {
+    fn new(mut config: Config, settled: Arc<AtomicBool>) -> anyhow::Result<Self> {
         let hup_ignored = signals::was_ignored(Signal::SIGHUP);
         let signals = Signals::block().context("cannot collect signals")?;
-        if !config.terminal {
-            // Orphans of a worker come to us and not to PID 1. An interactive shell's do not: what
-            // it leaves in the background is meant to stay.
-            set_child_subreaper(true).context("cannot become a subreaper")?;
-        }
+        // Orphans of a worker come to us and not to PID 1.
+        set_child_subreaper(true).context("cannot become a subreaper")?;
         let sockets: io::Result<Vec<_>> =
             config.listeners.iter().map(|listener| listener.fd.try_clone()).collect();
         let sockets = sockets.context("cannot copy a listening socket")?;
@@ -129,11 +151,16 @@ impl Engine {
         let spawner = Spawner::new(signals.inherited, user, dir, &sockets);
         let spawner = spawner.context("cannot prepare for starting workers")?;
         let sink = |fd: io::Result<Sink>| fd.map(Rc::new).context("cannot write to our own output");
-        let (stdout, stderr) = (sink(Sink::new(io::stdout()))?, sink(Sink::new(io::stderr()))?);
-        for sink in [&stdout, &stderr] {
-            let sink = Rc::clone(sink);
-            tokio::task::spawn_local(async move { sink.serve().await });
-        }
+        let stdout = sink(Sink::new(io::stdout()))?;
+        // `2>&1`: one stream has one writer, or parts of lines would mix.
+        let stderr = if same_file(&io::stdout(), &io::stderr()) {
+            Rc::clone(&stdout)
+        } else {
+            let stderr = sink(Sink::new(io::stderr()))?;
+            tokio::task::spawn_local(Rc::clone(&stderr).serve());
+            stderr
+        };
+        tokio::task::spawn_local(Rc::clone(&stdout).serve());
         log::hold();
         Ok(Self {
             fleet: Fleet::new(config.policy.clone(), config.workers),
@@ -148,6 +175,10 @@ impl Engine {
             next_stream: OWN_LINES.0,
             hup_ignored,
             had_terminal: obey::has_terminal(),
+            terminal_given: Cell::new(None),
+            quick_failures: BTreeMap::new(),
+            settled,
+            strangers: orphans::children(),
             exit: None,
         })
     }
@@ -158,6 +189,7 @@ impl Engine {
 
     async fn run(mut self) -> anyhow::Result<u8> {
         self.tell(Event::Start);
+        let mut busy = true;
         loop {
             self.pass_own_lines();
             if let Some(status) = self.exit {
@@ -165,6 +197,11 @@ impl Engine {
                 return Ok(status);
             }
             let signals = Rc::clone(&self.signals);
+            let idle = self.fleet.deadline().is_none();
+            if idle && busy {
+                self.settled.store(true, Ordering::Relaxed);
+            }
+            busy = !idle;
             let deadline = self.fleet.deadline().map(|at| (self.started + at).into());
             tokio::select! {
                 biased;

@@ -3,8 +3,9 @@
 
 use std::io;
 
-use nix::sys::signal::{Signal, kill, killpg, raise};
-use nix::unistd::{getpgrp, tcsetpgrp};
+use nix::errno::Errno;
+use nix::sys::signal::{SigSet, SigmaskHow, Signal, kill, killpg, raise, sigprocmask};
+use nix::unistd::{getpgrp, getpid, tcgetpgrp, tcsetpgrp};
 use tracing::warn;
 
 use super::Engine;
@@ -12,17 +13,18 @@ use super::signals::Received;
 use crate::fleet::{Event, Urgency, WorkerKey};
 
 impl Engine {
-    /// The stop signal, and CONT after it: a stopped process could not obey.
-    pub(super) fn ask(&self, worker: WorkerKey, group: bool) {
-        let Some(running) = self.running.get(&worker) else { return };
-        for signal in [self.config.stop_signal, Signal::SIGCONT] {
-            if group {
-                self.signal_group(worker, signal);
-            } else if !running.reaped {
-                // It has not been reaped, so the pid is its own; an ended process takes no harm.
-                let _ = kill(running.pid, signal);
-            }
+    /// The stop signal, and CONT after it to the whole group: what is stopped could not obey.
+    pub(super) fn ask(&mut self, worker: WorkerKey, group: bool) {
+        let Some(running) = self.running.get_mut(&worker) else { return };
+        running.asked = true;
+        let (pid, reaped) = (running.pid, running.reaped);
+        if group {
+            self.signal_group(worker, self.config.stop_signal);
+        } else if !reaped {
+            // It has not been reaped, so the pid is its own; an ended process takes no harm.
+            let _ = kill(pid, self.config.stop_signal);
         }
+        self.signal_group(worker, Signal::SIGCONT);
     }
 
     pub(super) fn signal_group(&self, worker: WorkerKey, signal: Signal) {
@@ -50,15 +52,9 @@ impl Engine {
                 for worker in self.running.keys() {
                     self.signal_group(*worker, Signal::SIGSTOP);
                 }
-                // As PID 1 the kernel takes no notice, and we stay to hear CONT.
-                let _ = raise(Signal::SIGSTOP);
+                self.suspend(received.by_process);
             }
-            Signal::SIGCONT => {
-                self.give_terminal();
-                for worker in self.running.keys() {
-                    self.signal_group(*worker, Signal::SIGCONT);
-                }
-            }
+            Signal::SIGCONT => self.go_on(),
             // The kernel speaks to us alone there: a window has changed, we wrote to nobody.
             Signal::SIGTTIN | Signal::SIGTTOU | Signal::SIGPIPE => {}
             Signal::SIGUSR2 => warn!(
@@ -78,24 +74,65 @@ impl Engine {
         self.tell(if terminal_gone { Event::Stop(Urgency::Graceful) } else { Event::Reload });
     }
 
+    /// Stops us, until somebody says CONT, and goes on with the workers.
+    ///
+    /// A key must not stop whom nobody could wake (an orphaned process group, setpgid(2)): the kernel
+    /// sees to that for TSTP and not for STOP. We do not wait to read CONT: a stop signal that comes
+    /// right after it takes it back.
+    fn suspend(&self, by_process: bool) {
+        if by_process {
+            let _ = raise(Signal::SIGSTOP);
+            if getpid().as_raw() == 1 {
+                // The kernel does not stop PID 1; the workers wait for CONT, which we hear.
+                return;
+            }
+        } else {
+            let mut key = SigSet::empty();
+            key.add(Signal::SIGTSTP);
+            let _ = raise(Signal::SIGTSTP);
+            let _ = sigprocmask(SigmaskHow::SIG_UNBLOCK, Some(&key), None);
+            let _ = sigprocmask(SigmaskHow::SIG_BLOCK, Some(&key), None);
+        }
+        self.go_on();
+    }
+
+    fn go_on(&self) {
+        self.give_terminal();
+        for worker in self.running.keys() {
+            self.signal_group(*worker, Signal::SIGCONT);
+        }
+    }
+
+    /// Whether the terminal is ours to give: a job in the background has none.
+    pub(super) fn in_foreground(&self) -> bool {
+        self.config.terminal && tcgetpgrp(io::stdin()) == Ok(getpgrp())
+    }
+
     fn give_terminal(&self) {
-        if self.config.terminal
+        if self.in_foreground()
             && let Some(running) = self.running.values().find(|running| !running.reaped)
         {
+            self.terminal_given.set(Some(running.pid));
             let _ = tcsetpgrp(io::stdin(), running.pid);
         }
     }
 
-    /// The one worker that has the terminal was stopped by a key: so are we, until somebody says CONT.
+    /// The one worker that has the terminal was stopped by a key: so are we.
     pub(super) fn stopped_by_terminal(&self) {
         if self.config.terminal {
             self.take_terminal();
-            let _ = raise(Signal::SIGSTOP);
+            self.suspend(false);
         }
     }
 
+    /// Takes the terminal back from the worker that we gave it to, and from nobody else.
     pub(super) fn take_terminal(&self) {
-        if self.config.terminal {
+        if !self.config.terminal {
+            return;
+        }
+        let Ok(holder) = tcgetpgrp(io::stdin()) else { return };
+        let given = self.terminal_given.get() == Some(holder);
+        if given || killpg(holder, None) == Err(Errno::ESRCH) {
             let _ = tcsetpgrp(io::stdin(), getpgrp());
         }
     }

@@ -32,11 +32,11 @@ pub(crate) struct Tail(Vec<u8>);
 impl Tail {
     fn add(&mut self, bytes: &[u8]) {
         let bytes = &bytes[bytes.len().saturating_sub(LAST_WORDS)..];
+        // Nothing for who never writes, and never more than the limit.
+        self.0.reserve_exact(LAST_WORDS - self.0.len());
+        let surplus = (self.0.len() + bytes.len()).saturating_sub(LAST_WORDS);
+        self.0.drain(..surplus);
         self.0.extend_from_slice(bytes);
-        // Trimmed only now and then, so that short lines cost no copying.
-        if self.0.len() > 2 * LAST_WORDS {
-            self.0.drain(..self.0.len() - LAST_WORDS);
-        }
     }
 
     pub(crate) fn words(&self) -> &[u8] {

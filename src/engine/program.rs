@@ -74,6 +74,7 @@ fn check(file: &Path) -> Verdict {
     match std::fs::metadata(file) {
         Err(_) => Verdict::Missing,
         Ok(info) if info.is_dir() => Verdict::Bad("it is a directory"),
+        Ok(info) if !info.is_file() => Verdict::Bad("it is not a regular file"),
         Ok(_) if access(file, AccessFlags::X_OK).is_err() => {
             Verdict::Bad("it is not executable (chmod +x)")
         }

@@ -34,7 +34,7 @@ impl Engine {
         }
         for (worker, how) in ended {
             self.last_words(worker);
-            let port = self.wanted_port(worker);
+            let port = self.wanted_port(worker, how);
             let group = self.running.get(&worker).is_some_and(|running| group_lives(running.pid));
             self.tell(Event::Ended { worker, how, group });
             if !group {
@@ -67,7 +67,7 @@ impl Engine {
                 warn!(
                     event = "output_lost",
                     bytes,
-                    "{bytes} bytes of the workers' {name} were lost: {}",
+                    "{bytes} bytes of {name} were lost: {}",
                     errno.desc()
                 );
             }
@@ -78,10 +78,9 @@ impl Engine {
                 "nobody reads standard output any more; what the workers write there is dropped"
             );
         }
-        let lines = log::take();
-        // A reader that stands still costs our lines, never the supervision.
+        // A reader that stands still costs our lines, never the supervision; the queue counts them.
         if !self.stderr.is_full() {
-            self.stderr.push(OWN_LINES, b"", &lines);
+            self.stderr.push(OWN_LINES, b"", &log::take());
         }
     }
 
@@ -89,7 +88,7 @@ impl Engine {
     pub(super) async fn finish(&mut self) {
         self.take_terminal();
         if !self.config.terminal {
-            orphans::end(&self.signals).await;
+            orphans::end(&self.signals, &self.strangers).await;
         }
         let drained = async {
             for stream in &self.streams {

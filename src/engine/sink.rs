@@ -8,6 +8,7 @@
 use std::cell::RefCell;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::rc::Rc;
 
 use nix::errno::Errno;
 use nix::fcntl::{OFlag, open};
@@ -145,7 +146,7 @@ impl Sink {
     }
 
     /// Writes whenever the reader takes something; never returns.
-    pub(crate) async fn serve(&self) {
+    pub(crate) async fn serve(self: Rc<Self>) {
         loop {
             self.work.notified().await;
             while !self.is_idle() {
@@ -224,6 +225,12 @@ impl Sink {
     }
 }
 
+/// Whether both lead to one file, pipe or terminal.
+pub(crate) fn same_file(a: &impl AsFd, b: &impl AsFd) -> bool {
+    let place = |fd| fstat(fd).ok().map(|info| (info.st_dev, info.st_ino));
+    place(a.as_fd()).is_some_and(|a| Some(a) == place(b.as_fd()))
+}
+
 /// The same pipe or terminal by a description of our own, which may be told not to block.
 fn reopen(fd: &OwnedFd) -> nix::Result<OwnedFd> {
     let path = format!("/proc/self/fd/{}", fd.as_raw_fd());
@@ -238,7 +245,6 @@ fn reopen(fd: &OwnedFd) -> nix::Result<OwnedFd> {
 mod tests {
     use std::io::Read;
     use std::os::unix::net::UnixStream;
-    use std::rc::Rc;
 
     use super::*;
 
@@ -273,7 +279,7 @@ mod tests {
             drop(writer);
             tokio::task::spawn_local({
                 let sink = Rc::clone(&sink);
-                async move { sink.serve().await }
+                sink.serve()
             });
             let line = [b'x'; 999];
             let mut pushed = 0;

@@ -253,6 +253,35 @@ pub(crate) fn wait_any() -> Option<(Pid, Change)> {
     }
 }
 
+/// Gives the pages of our own code and constants back: most were touched once, by the start, and
+/// count as ours alone as long as they are mapped. What is needed again is read from the page cache.
+pub(crate) fn forget_code() {
+    let maps = std::fs::read_to_string("/proc/self/maps").unwrap_or_default();
+    let here = forget_code as fn() as usize;
+    let range = |line: &str| {
+        let (from, to) = line.split_once(' ')?.0.split_once('-')?;
+        Some((usize::from_str_radix(from, 16).ok()?, usize::from_str_radix(to, 16).ok()?))
+    };
+    let lines: Vec<&str> = maps.lines().collect();
+    let code = lines.iter().enumerate().find_map(|(index, line)| {
+        let (from, to) = range(line)?;
+        ((from..to).contains(&here) && line.contains(" r-xp ")).then_some((index, from, to))
+    });
+    let Some((index, mut from, to)) = code else { return };
+    // The constants lie right before the code. Those behind it are relocated data, which would be lost.
+    if let Some((start, end)) = index.checked_sub(1).and_then(|before| range(lines[before]))
+        && end == from
+        && lines[index - 1].contains(" r--p ")
+    {
+        from = start;
+    }
+    // SAFETY: both mappings are private, of a file, and never written to (no text relocations in
+    // Rust programs), so every page comes back from the file as it was. A failure changes nothing.
+    unsafe {
+        libc::madvise(std::ptr::with_exposed_provenance_mut(from), to - from, libc::MADV_DONTNEED);
+    }
+}
+
 /// Makes ended children stay until they are reaped, also where our parent had ignored `SIGCHLD`.
 pub(crate) fn keep_zombies() -> io::Result<()> {
     let default = SigAction::new(SigHandler::SigDfl, SaFlags::empty(), SigSet::empty());

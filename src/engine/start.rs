@@ -81,6 +81,7 @@ impl Engine {
             (Stdio::null(), piped(&self.stdout)?, piped(&self.stderr)?)
         };
         let terminal = io::stdin();
+        let gives = self.in_foreground();
         let pid = self.spawner.spawn(Launch {
             program: &self.config.program,
             words: &words,
@@ -88,16 +89,27 @@ impl Engine {
             stdin,
             stdout,
             stderr,
-            terminal: self.config.terminal.then(|| terminal.as_fd()),
+            terminal: gives.then(|| terminal.as_fd()),
             cgroup: None,
         })?;
+        if gives {
+            self.terminal_given.set(Some(pid));
+        }
         self.streams.retain(|stream| !stream.has_ended());
         for stream in &streams {
             self.streams.push(Rc::clone(stream));
             let stream = Rc::clone(stream);
             tokio::task::spawn_local(async move { stream.serve().await });
         }
-        Ok(Running { pid, slot: to.slot, since: self.now(), reaped: false, streams, tail })
+        Ok(Running {
+            pid,
+            slot: to.slot,
+            asked: false,
+            since: self.now(),
+            reaped: false,
+            streams,
+            tail,
+        })
     }
 
     fn prefix(&self, slot: u32) -> Vec<u8> {

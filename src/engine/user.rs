@@ -70,7 +70,8 @@ fn is_number(text: &str) -> bool {
 
 /// `u32::MAX` is the kernel's "leave unchanged" and nobody's id.
 fn number(text: &str) -> Option<u32> {
-    text.parse().ok().filter(|id| *id != u32::MAX)
+    let plain = text.bytes().all(|b| b.is_ascii_digit());
+    plain.then(|| text.parse().ok()).flatten().filter(|id| *id != u32::MAX)
 }
 
 #[cfg(test)]

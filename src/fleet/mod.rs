@@ -33,6 +33,15 @@ struct Ending {
     killed: bool,
 }
 
+/// The rolling restart that is under way.
+#[derive(Debug)]
+struct Reload {
+    /// The workers that it has not come to yet.
+    waiting: VecDeque<WorkerKey>,
+    /// The slots whose worker it has started anew and that is not ready yet.
+    renewed: Vec<u32>,
+}
+
 /// All workers.
 #[derive(Debug)]
 pub(crate) struct Fleet {
@@ -43,8 +52,7 @@ pub(crate) struct Fleet {
     next_key: u64,
     random: fastrand::Rng,
     ending: Option<Ending>,
-    /// The workers that a reload has not come to yet.
-    reload: Option<VecDeque<WorkerKey>>,
+    reload: Option<Reload>,
     over: bool,
     any_spawned: bool,
     any_ready: bool,
@@ -107,7 +115,7 @@ impl Fleet {
                 let workers = self.target.saturating_add_signed(more);
                 self.resize(now, workers, &mut actions);
             }
-            Event::Reload => self.begin_reload(&mut actions),
+            Event::Reload => self.begin_reload(now, &mut actions),
             Event::Stop(urgency) => self.stop(now, urgency, &mut actions),
             Event::Abort { status } => self.abort(now, status, &mut actions),
         }
@@ -245,7 +253,7 @@ impl Fleet {
         }
         if end.ready {
             self.any_ready = true;
-        } else if self.reload.take().is_some() {
+        } else if self.reload.take_if(|reload| reload.renewed.contains(&id)).is_some() {
             actions.push(Action::Say(Note::ReloadStopped { slot: id }));
         }
         let lifetime_over = self.policy.lifetime.is_some_and(|lifetime| now >= lifetime);

@@ -3,7 +3,7 @@
 use std::collections::VecDeque;
 
 use super::worker::{Phase, Slot, SlotState, Worker};
-use super::{Action, Ending, Fleet, GIVE_UP, Note, Time, Urgency, WorkerKey};
+use super::{Action, Ending, Fleet, GIVE_UP, Note, Reload, Time, Urgency, WorkerKey};
 
 impl Fleet {
     pub(super) fn resize(&mut self, now: Time, workers: u32, actions: &mut Vec<Action>) {
@@ -31,7 +31,7 @@ impl Fleet {
         self.fill(now, actions);
     }
 
-    pub(super) fn begin_reload(&mut self, actions: &mut Vec<Action>) {
+    pub(super) fn begin_reload(&mut self, now: Time, actions: &mut Vec<Action>) {
         if self.ending.is_some() {
             return;
         }
@@ -41,7 +41,16 @@ impl Fleet {
         let waiting: VecDeque<_> = present.into_iter().map(|(key, _)| *key).collect();
         let workers = u32::try_from(waiting.len()).unwrap_or(u32::MAX);
         actions.push(Action::Say(Note::Reload { workers }));
-        self.reload = Some(waiting);
+        // What was given up gets another chance: a reload is how a mended command is brought in.
+        let mut renewed = Vec::new();
+        for (id, slot) in &mut self.slots {
+            if slot.state == SlotState::Failed {
+                (slot.state, slot.early_ends) = (SlotState::Empty, 0);
+                renewed.push(*id);
+            }
+        }
+        self.reload = Some(Reload { waiting, renewed });
+        self.fill(now, actions);
     }
 
     /// The next worker of a reload goes when everybody else serves.
@@ -49,14 +58,16 @@ impl Fleet {
         if self.ending.is_some() {
             self.reload = None;
         }
-        let Some(waiting) = &mut self.reload else { return };
+        let Some(reload) = &mut self.reload else { return };
         let serving = |worker: &Worker| matches!(worker.phase, Phase::Ready { .. });
         let waits = |slot: &Slot| matches!(slot.state, SlotState::Waiting { .. });
         if !self.workers.values().all(serving) || self.slots.values().any(waits) {
             return;
         }
-        while let Some(key) = waiting.pop_front() {
-            if self.workers.contains_key(&key) {
+        reload.renewed.clear();
+        while let Some(key) = reload.waiting.pop_front() {
+            if let Some(worker) = self.workers.get(&key) {
+                reload.renewed.push(worker.slot);
                 self.ask(now, key, actions);
                 return;
             }

@@ -1,6 +1,6 @@
 //! The reasoning in words: each input with its file, what each resource allows, what to be warned of.
 
-use super::reason::{Bound, Given, Step};
+use super::reason::{Given, Step};
 use super::sizing::{Headroom, Inputs, MemoryRoom, Outcome};
 use super::whatif::rounding_words;
 use super::{Request, worker_memory};
@@ -11,6 +11,8 @@ pub(crate) struct Explained {
     pub(crate) steps: Vec<Step>,
     pub(crate) verdict: Vec<String>,
     pub(crate) warnings: Vec<String>,
+    /// Why not even one worker fits.
+    pub(crate) shortage: Option<String>,
 }
 
 pub(crate) fn explain(
@@ -19,7 +21,8 @@ pub(crate) fn explain(
     inputs: &Inputs,
     outcome: &Outcome,
 ) -> Explained {
-    let mut told = Explained { steps: Vec::new(), verdict: Vec::new(), warnings: Vec::new() };
+    let mut told =
+        Explained { steps: Vec::new(), verdict: Vec::new(), warnings: Vec::new(), shortage: None };
     told.memory(resources, request, inputs, outcome);
     told.cpu(resources, request, outcome);
     told.tasks(resources, inputs, outcome);
@@ -218,23 +221,28 @@ impl Explained {
     }
 
     fn warn(&mut self, resources: &Resources, inputs: &Inputs, outcome: &Outcome) {
-        let total = u64::from(outcome.workers).saturating_mul(inputs.worker_memory);
-        if let Some(room) = outcome.memory.as_ref().filter(|room| total > room.budget) {
+        let cost = show_size(inputs.worker_memory);
+        if let Some(room) = &outcome.memory {
             let left = show_size(room.budget);
-            self.warnings.push(match outcome.bound_by {
-                Bound::Explicit | Bound::MinWorkers => format!(
-                    "{} at {} each need {}, but {left} are left: the kernel may kill some",
-                    plural(outcome.workers, "worker"), show_size(inputs.worker_memory), show_size(total)
-                ),
-                _ => format!(
-                    "not even one worker of {} fits in the {left} that are left; one is run all the same (--strict refuses)",
-                    show_size(inputs.worker_memory)
-                ),
-            });
+            let total = u64::from(outcome.workers).saturating_mul(inputs.worker_memory);
+            if room.workers == 0 {
+                let shortage =
+                    format!("not even one worker of {cost} fits in the {left} that are left");
+                self.warnings
+                    .push(format!("{shortage}; it is run all the same (--strict refuses)"));
+                self.shortage = Some(shortage);
+            } else if total > room.budget {
+                let workers = plural(outcome.workers, "worker");
+                let total = show_size(total);
+                self.warnings.push(format!(
+                    "{workers} of {cost} need {total}, but {left} are left: the kernel may kill some"
+                ));
+            }
         }
         if outcome.by_tasks == Some(0) {
-            self.warnings
-                .push("pids.max leaves no room for a worker; starting one may fail".to_owned());
+            let shortage = "pids.max leaves no room for a worker".to_owned();
+            self.warnings.push(format!("{shortage}; starting one may fail"));
+            self.shortage.get_or_insert(shortage);
         }
         if resources.memory.oom_group {
             self.warnings.push("memory.oom.group is 1: an out-of-memory kill takes all workers and the launcher at once".to_owned());

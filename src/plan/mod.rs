@@ -74,8 +74,8 @@ pub struct Plan {
     pub workers: u32,
     /// What kept it from being another number.
     pub bound_by: Bound,
-    /// Whether at least one worker fits in memory and tasks.
-    pub fits: bool,
+    /// Why not even one worker fits; `None` where at least one does.
+    pub shortage: Option<String>,
     /// Memory for one worker in bytes; `None` where no limit is known.
     pub worker_memory: Option<u64>,
     /// CPUs for one worker, a fraction.
@@ -94,7 +94,7 @@ pub struct Plan {
     pub environment: Vec<Variable>,
 }
 
-/// Computes the number of workers. Never fails: where nothing fits it is one, with `fits` false.
+/// Computes the number of workers. Never fails: where nothing fits it is one, with a `shortage`.
 #[must_use]
 pub fn plan(resources: Resources, request: &Request) -> Plan {
     let inputs = inputs(&resources, request);
@@ -111,7 +111,8 @@ pub fn plan(resources: Resources, request: &Request) -> Plan {
             cpus: resources.cpu.usable,
             single_tree: request.single_tree,
         };
-        let set = |name: &str| request.env.get(name).cloned();
+        let set =
+            |name: &str| request.env.get(name).filter(|value| !value.trim().is_empty()).cloned();
         budget.map(|all| limits::limits(request.runtime, allowance(all), &set)).unwrap_or_default()
     } else {
         Vec::new()
@@ -122,7 +123,7 @@ pub fn plan(resources: Resources, request: &Request) -> Plan {
     Plan {
         workers,
         bound_by: outcome.bound_by,
-        fits: outcome.fits,
+        shortage: explained.shortage,
         worker_memory,
         worker_cpus: resources.cpu.usable / f64::from(workers),
         steps: explained.steps,

@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use std::ffi::{OsStr, OsString};
 use std::fs::File;
 use std::io::{self, Read};
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
 
@@ -97,17 +97,20 @@ impl Host {
         self.open(path, OFlag::O_PATH | OFlag::O_DIRECTORY).is_ok()
     }
 
-    /// The names of the directories right under `path`, in order; none where it cannot be listed.
-    pub(crate) fn subdirectories(&self, path: &Path) -> Vec<PathBuf> {
-        let under = match &self.root {
-            None => path.to_owned(),
-            Some(root) => root.path.join(path.strip_prefix("/").unwrap_or(path)),
+    /// At most `most` of the directories right under `path`, in order; none where it cannot be listed.
+    pub(crate) fn subdirectories(&self, path: &Path, most: usize) -> Vec<PathBuf> {
+        // Through the descriptor, so that a link in a recorded machine does not lead out of it.
+        let Ok(fd) = self.open(path, OFlag::O_RDONLY | OFlag::O_DIRECTORY) else {
+            return Vec::new();
         };
-        let Ok(entries) = std::fs::read_dir(under) else { return Vec::new() };
+        let Ok(entries) = std::fs::read_dir(format!("/proc/self/fd/{}", fd.as_raw_fd())) else {
+            return Vec::new();
+        };
         let mut names: Vec<PathBuf> = entries
             .flatten()
             .filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()))
             .map(|entry| path.join(entry.file_name()))
+            .take(most)
             .collect();
         names.sort();
         names

@@ -165,7 +165,7 @@ fn find_by_pid(host: &Host, top: &Path, depth: usize, path: &[&[u8]]) -> Option<
     for _ in 0..depth {
         let mut below = Vec::new();
         for dir in &level {
-            below.extend(host.subdirectories(dir));
+            below.extend(host.subdirectories(dir, MAX_SEARCHED));
             searched += 1;
             if searched + below.len() > MAX_SEARCHED {
                 return None;

@@ -71,7 +71,7 @@ pub(crate) fn render(subject: &Subject<'_>) -> String {
         schema: 1,
         workers: plan.workers,
         bound_by: plan.bound_by,
-        fits: plan.fits,
+        fits: plan.shortage.is_none(),
         worker: Worker { memory_bytes: plan.worker_memory, cpus: rounded(plan.worker_cpus) },
         resources: Resources {
             memory: Memory {

@@ -5,7 +5,7 @@ use std::fmt::Write as _;
 
 use super::Subject;
 use crate::plan::{Bound, Plan};
-use crate::units::{plural, show_number, show_size};
+use crate::units::{plural, printable, show_number, show_size};
 
 const BOLD: &str = "\x1b[1m";
 const DIM: &str = "\x1b[2m";
@@ -16,21 +16,26 @@ const RESET: &str = "\x1b[0m";
 pub(crate) fn render(subject: &Subject<'_>, color: bool) -> String {
     let plan = subject.plan;
     let paint = |code: &str, text: &str| {
-        if color { format!("{code}{text}{RESET}") } else { text.to_owned() }
+        let text = printable(text);
+        if color { format!("{code}{text}{RESET}") } else { text.into_owned() }
     };
     let mut out = String::new();
     let number = paint(BOLD, &plural(plan.workers, "worker"));
     // Writing to a String cannot fail.
-    let _ = writeln!(out, "{number}{}, {}", subject.command, share(plan));
+    let _ = writeln!(out, "{number}{}, {}", printable(subject.command), share(plan));
     let _ = writeln!(out, "{}", verdict(plan));
     for warning in &plan.warnings {
-        let _ = writeln!(out, "{} {warning}", paint(YELLOW, "warning:"));
+        let _ = writeln!(out, "{} {}", paint(YELLOW, "warning:"), printable(warning));
     }
     out.push('\n');
     let name_width = plan.steps.iter().map(|step| step.name.chars().count()).max().unwrap_or(0);
     let value_width = plan.steps.iter().map(|step| step.value.chars().count()).max().unwrap_or(0);
     for step in &plan.steps {
-        let source = step.source.as_ref().map(|source| format!("{source}  ")).unwrap_or_default();
+        let source = step
+            .source
+            .as_ref()
+            .map(|source| format!("{}  ", printable(source)))
+            .unwrap_or_default();
         let because = paint(DIM, &step.because);
         let _ = writeln!(
             out,
@@ -52,12 +57,18 @@ pub(crate) fn render(subject: &Subject<'_>, color: bool) -> String {
             .get(name.as_str())
             .map(|because| paint(DIM, &format!("  {because}")))
             .unwrap_or_default();
-        let _ = writeln!(out, "  {name}={value}{because}");
+        let _ = writeln!(out, "  {name}={}{because}", printable(value));
     }
     if !subject.settings.is_empty() {
         out.push_str("\nWhat was chosen\n");
         for choice in subject.settings {
-            let _ = writeln!(out, "  {} = {}  {}", choice.name, choice.value, choice.source);
+            let _ = writeln!(
+                out,
+                "  {} = {}  {}",
+                choice.name,
+                printable(&choice.value),
+                printable(&choice.source)
+            );
         }
     }
     if let Some(machine) = &subject.machine {

@@ -230,7 +230,16 @@ impl Layers<'_> {
                 usage(format!("bad value \"{text}\" for {origin}: expected {}", Address::FORMS))
             })
         };
-        texts.iter().map(parse).collect()
+        let addresses: Vec<Address> = texts.iter().map(parse).collect::<Result<_, _>>()?;
+        let again =
+            addresses.iter().enumerate().find(|(at, address)| addresses[..*at].contains(address));
+        match again {
+            // Port 0 is another one each time.
+            Some((_, address)) if !address.is_any_port() => {
+                Err(usage(format!("{address} stands twice in {origin}; leave one out")))
+            }
+            _ => Ok(addresses),
+        }
     }
 
     pub(super) fn command(&self) -> Result<Vec<OsString>, Failure> {
@@ -258,7 +267,10 @@ impl Layers<'_> {
             None => (PathBuf::from("throng.toml"), false),
         };
         if !asked {
-            let Ok(info) = std::fs::metadata(&path) else { return Ok(None) };
+            let Some(info) = std::fs::metadata(&path).ok().filter(std::fs::Metadata::is_file)
+            else {
+                return Ok(None);
+            };
             let ours = info.uid() == 0 || info.uid() == nix::unistd::geteuid().as_raw();
             if !ours || info.mode() & 0o022 != 0 {
                 warnings.push("throng.toml here is not taken, because others may write it; --config throng.toml takes it".to_owned());

@@ -4,10 +4,13 @@
 use std::fmt;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener};
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
-use std::os::unix::net::{UnixListener, UnixStream};
+use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
+
+use nix::errno::Errno;
+use nix::sys::socket::{AddressFamily, SockFlag, SockType, UnixAddr, connect, socket};
 
 /// Where to listen.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -33,6 +36,15 @@ impl Address {
         let port = text.strip_prefix(':').unwrap_or(text);
         let plain = !port.is_empty() && port.bytes().all(|b| b.is_ascii_digit());
         plain.then(|| port.parse().ok().map(Self::Port)).flatten()
+    }
+
+    /// Whether the kernel chooses the port.
+    pub(crate) fn is_any_port(&self) -> bool {
+        match self {
+            Self::Port(port) => *port == 0,
+            Self::Tcp(address) => address.port() == 0,
+            Self::Unix(_) => false,
+        }
     }
 
     /// The address without colons, for `LISTEN_FDNAMES`, whose entries are separated by them.
@@ -132,10 +144,11 @@ fn remove_stale(path: &Path) -> io::Result<()> {
             "the file exists and is no socket",
         ));
     }
-    match UnixStream::connect(path) {
-        Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
-            std::fs::remove_file(path)
-        }
+    // Not blocking: an owner that is busy has a full queue (EAGAIN), and is there all the same.
+    let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
+    let probe = socket(AddressFamily::Unix, SockType::Stream, flags, None)?;
+    match connect(probe.as_raw_fd(), &UnixAddr::new(path)?) {
+        Err(Errno::ECONNREFUSED) => std::fs::remove_file(path),
         _ => Err(io::Error::from(io::ErrorKind::AddrInUse)),
     }
 }

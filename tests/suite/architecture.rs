@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 const MAY_NAME: &[(&str, &[&str])] = &[
     ("units", &[]),
     ("exit", &[]),
-    ("log", &[]),
+    ("log", &["units"]),
     ("probe", &["units"]),
     ("plan", &["probe", "units"]),
     ("fleet", &["exit", "plan", "probe", "units"]),

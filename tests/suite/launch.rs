@@ -74,6 +74,15 @@ fn a_runtime_is_told_its_share_unless_the_user_chose() {
     let mut run = Run::start(throng(&args).env("NODE_OPTIONS", "--max-old-space-size=99 -r x"));
     assert_eq!(run.wait("options="), "options=--max-old-space-size=99 -r x.");
     run.stop();
+    // A blank variable is unset, and the environment file counts like the environment.
+    let mut run = Run::start(throng(&args).env("NODE_OPTIONS", ""));
+    assert_eq!(run.wait("options="), "options=--max-old-space-size=126.");
+    run.stop();
+    let file = dir.path().join("env");
+    std::fs::write(&file, "NODE_OPTIONS=-r x\n").unwrap();
+    let mut run = Run::start(throng(&args).env("THRONG_ENV_FILE", &file));
+    assert_eq!(run.wait("options="), "options=-r x --max-old-space-size=126.");
+    run.stop();
     let mut args = args.to_vec();
     args.splice(0..0, ["--runtime-env", "off"]);
     let mut run = Run::start(&mut throng(&args));

@@ -144,3 +144,24 @@ fn a_single_worker_writes_by_itself() {
     assert_eq!(theirs, ours.to_str().unwrap());
     assert_eq!(run.stop(), 0);
 }
+
+#[test]
+fn one_pipe_for_both_streams_has_whole_lines_too() {
+    let script = "import os\nl=b'%c'%(97+int(os.environ['THRONG_WORKER_INDEX']))\n\
+        for n in range(3000):\n os.write(1+n%2,l*(1+n*37%3000)+b'\\n')\n";
+    let (reader, writer) = std::io::pipe().unwrap();
+    let mut command =
+        throng(&["-q", "--restart", "never", "--workers", "3", "--", "python3", "-c", script]);
+    command.stdout(writer.try_clone().unwrap()).stderr(writer);
+    let mut child = command.spawn().unwrap();
+    drop(command);
+    let mut lines = 0;
+    for line in BufReader::new(reader).lines() {
+        let line = line.unwrap();
+        let first = line.chars().next().unwrap();
+        assert!(line.chars().all(|c| c == first), "mixed: {line}");
+        lines += 1;
+    }
+    assert_eq!(lines, 9000);
+    assert_eq!(shell_status(child.wait().unwrap()), 0);
+}

@@ -70,13 +70,11 @@ fn a_stop_that_is_obeyed_is_a_success() {
 
 #[test]
 fn the_stop_signal_can_be_chosen() {
-    let mut run = sh(
-        &["--workers", "2", "--stop-signal", "int"],
-        "trap 'echo int; exit' INT; echo up; while :; do sleep 0.05; done",
-    );
+    let script = "trap 'echo usr1; exit' USR1; echo up; while :; do sleep 0.05; done";
+    let mut run = sh(&["--workers", "2", "--stop-signal", "usr1"], script);
     run.wait_for(2, "up");
     assert_eq!(run.stop(), 0);
-    assert_eq!(run.text(Source::Out).matches("int").count(), 2);
+    assert_eq!(run.text(Source::Out).matches("usr1").count(), 2);
 }
 
 const DEAF: &str = "trap '' TERM INT; echo up pid=$$; while :; do sleep 0.05; done";
@@ -329,4 +327,149 @@ fn log_lines_as_json() {
     assert_eq!(ended.len(), 2, "{}", run.stderr);
     assert_eq!(ended[0]["status"], 3);
     assert!(ended.iter().any(|line| line["worker"] == 2));
+}
+
+/// A server that shares its port by itself, and one that says that it cannot have it and ends well.
+fn server(port: u16, after: &str) -> String {
+    format!(
+        "import os,socket,sys,time\ns=socket.socket()\ns.setsockopt(socket.SOL_SOCKET,socket.SO_REUSEPORT,1)\n\
+         s.bind(('127.0.0.1',{port}))\ns.listen()\nprint('up id='+os.environ['THRONG_WORKER_ID'],flush=True)\n{after}"
+    )
+}
+
+#[test]
+fn a_shared_port_is_nobodys_fault() {
+    let port = free_port();
+    let script = server(port, "time.sleep(1000)");
+    let mut command = throng(&["--workers", "3", "--", "python3", "-c", &script]);
+    let mut run = Run::start(command.env("PORT", port.to_string()));
+    run.wait_for(3, "up id=");
+    run.signal(Signal::SIGTTOU);
+    run.wait_log("2 workers instead of 3");
+    run.signal(Signal::SIGHUP);
+    run.wait_log("have been restarted");
+    assert_eq!(run.stop(), 0);
+    // One that ends with 0, and one that is killed, while siblings listen.
+    let script = server(port, "time.sleep(0.2 if os.environ['THRONG_WORKER_ID']=='2' else 0.6)");
+    let mut command =
+        throng(&["--workers", "3", "--restart", "never", "--", "python3", "-c", &script]);
+    assert_eq!(done(command.env("PORT", port.to_string())).status, 0);
+    let script = server(
+        port,
+        "os.kill(os.getpid(),9) if os.environ['THRONG_WORKER_GENERATION']=='1' and os.environ['THRONG_WORKER_ID']=='2' else time.sleep(1000)",
+    );
+    let mut command = throng(&["--workers", "3", "--", "python3", "-c", &script]);
+    let mut run = Run::start(command.env("PORT", port.to_string()));
+    run.wait_for(4, "up id=");
+    assert_eq!(run.stop(), 0);
+}
+
+#[test]
+fn a_reload_gives_what_was_given_up_another_chance() {
+    let dir = tempfile::tempdir().unwrap();
+    let bad = dir.path().join("bad");
+    fs::write(&bad, "").unwrap();
+    let script = format!(
+        "echo up id=$THRONG_WORKER_ID; [ $THRONG_WORKER_ID = 2 ] && [ -e {} ] && exit 5; exec sleep 1000",
+        bad.display()
+    );
+    let mut run = sh(&["--workers", "2", "--max-restarts", "2"], &script);
+    run.wait_log("given up");
+    fs::remove_file(&bad).unwrap();
+    run.signal(Signal::SIGHUP);
+    run.wait_log("have been restarted");
+    let children = fs::read_to_string(format!("/proc/{0}/task/{0}/children", run.pid())).unwrap();
+    assert_eq!(children.split_whitespace().count(), 2);
+    assert_eq!(run.stop(), 0);
+}
+
+#[test]
+fn workers_stop_and_go_on_with_us() {
+    let mut run = sh(&["--workers", "2"], "echo up pid=$$; while :; do sleep 0.05; done");
+    let pids: Vec<i32> = run.wait_for(2, "up").iter().map(|line| number(line, "pid=")).collect();
+    let state = |pid: i32| procfs::process::Process::new(pid).unwrap().stat().unwrap().state;
+    let become_ = |pid: i32, stopped: bool| {
+        let end = std::time::Instant::now() + crate::support::LIMIT;
+        while (state(pid) == 'T') != stopped {
+            assert!(std::time::Instant::now() < end, "{pid} is {}", state(pid));
+            std::thread::yield_now();
+        }
+    };
+    for signal_after in [None, Some(Signal::SIGTTIN)] {
+        run.signal(Signal::SIGTSTP);
+        pids.iter().for_each(|pid| become_(*pid, true));
+        become_(run.pid().as_raw(), true);
+        run.signal(Signal::SIGCONT);
+        // A stop signal right behind takes a CONT back that nobody has read yet.
+        if let Some(signal) = signal_after {
+            run.signal(signal);
+        }
+        pids.iter().for_each(|pid| become_(*pid, false));
+    }
+    assert_eq!(run.stop(), 0);
+}
+
+#[test]
+fn a_stopped_group_goes_on_for_the_stop_also_as_pid_1() {
+    if !nix::unistd::geteuid().is_root() {
+        crate::beds::skip("a_stopped_group_goes_on_for_the_stop_also_as_pid_1", "not root");
+        return;
+    }
+    let script = "trap 'exit 0' TERM; echo up; while :; do sleep 0.2; done";
+    let mut command = Command::new("unshare");
+    command.args([
+        "-pf",
+        "--mount-proc",
+        "--kill-child",
+        env!("CARGO_BIN_EXE_throng-rs"),
+        "--workers",
+        "2",
+        "--grace",
+        "1h",
+        "--",
+        "sh",
+        "-c",
+        script,
+    ]);
+    let mut run = Run::start(&mut command);
+    run.wait_for(2, "up");
+    let children = fs::read_to_string(format!("/proc/{0}/task/{0}/children", run.pid())).unwrap();
+    let inner = Pid::from_raw(children.trim().parse().unwrap());
+    kill(inner, Signal::SIGTSTP).unwrap();
+    kill(inner, Signal::SIGTERM).unwrap();
+    assert_eq!(run.end(), 0);
+}
+
+#[test]
+fn a_chain_of_escaped_processes_does_not_outlive_the_run() {
+    let script = "import os,signal,sys\nsignal.signal(signal.SIGTERM,signal.SIG_IGN)\n\
+        for n in range(60):\n if os.fork(): break\n os.setsid()\nelse: print('last pid=%d'%os.getpid(),flush=True)\nsignal.pause()";
+    let mut run = Run::start(&mut throng(&[
+        "--workers",
+        "2",
+        "--grace",
+        "200ms",
+        "--",
+        "python3",
+        "-c",
+        script,
+    ]));
+    let last = run.wait_for(2, "last");
+    assert_eq!(run.stop(), 137);
+    last.iter().for_each(|line| gone(number(line, "pid=")));
+}
+
+#[test]
+fn who_was_here_before_us_is_not_ours_to_end() {
+    let script = format!(
+        "sleep 1000 & echo before pid=$!; exec {} --workers 2 -- sleep 1000",
+        env!("CARGO_BIN_EXE_throng-rs")
+    );
+    let mut run = Run::start(Command::new("sh").args(["-c", &script]));
+    let before = Pid::from_raw(number(&run.wait("before"), "pid="));
+    run.wait_log("2 workers");
+    run.signal(Signal::SIGTERM);
+    let status = run.leave();
+    assert!([0, 143].contains(&status), "{status}");
+    kill(before, Signal::SIGKILL).unwrap();
 }

@@ -140,6 +140,11 @@ impl Run {
         shell_status(self.child.wait().unwrap())
     }
 
+    /// Waits for the process alone: others may hold its output open for longer.
+    pub(crate) fn leave(&mut self) -> i32 {
+        shell_status(self.child.wait().unwrap())
+    }
+
     /// Everything that came on one stream.
     pub(crate) fn text(&self, source: Source) -> String {
         self.seen

@@ -2,14 +2,15 @@
 
 use std::io::{Read, Write};
 use std::process::{Child, ChildStdin, Command, Stdio};
+use std::sync::mpsc::{self, Receiver, RecvTimeoutError};
 
-use crate::support::shell_status;
+use crate::support::{LIMIT, shell_status};
 
 /// A terminal session that types when it has read what it waits for.
 struct Session {
     child: Child,
     keys: Option<ChildStdin>,
-    screen: std::process::ChildStdout,
+    screen: Receiver<Vec<u8>>,
     seen: String,
 }
 
@@ -23,16 +24,33 @@ impl Session {
             .stdout(Stdio::piped())
             .spawn()
             .unwrap();
-        let (keys, screen) = (child.stdin.take(), child.stdout.take().unwrap());
+        let (keys, mut output) = (child.stdin.take(), child.stdout.take().unwrap());
+        let (sender, screen) = mpsc::channel();
+        // Ends with the session.
+        std::thread::spawn(move || {
+            let mut piece = [0; 1024];
+            while let Ok(read @ 1..) = output.read(&mut piece) {
+                if sender.send(piece[..read].to_vec()).is_err() {
+                    break;
+                }
+            }
+        });
         Self { child, keys, screen, seen: String::new() }
     }
 
+    /// Reads what comes next; false at the end.
+    fn read(&mut self) -> bool {
+        match self.screen.recv_timeout(LIMIT) {
+            Ok(piece) => self.seen.push_str(&String::from_utf8_lossy(&piece)),
+            Err(RecvTimeoutError::Disconnected) => return false,
+            Err(RecvTimeoutError::Timeout) => panic!("nothing more comes; seen: {:?}", self.seen),
+        }
+        true
+    }
+
     fn wait(&mut self, text: &str) {
-        let mut piece = [0; 1024];
         while !self.seen.contains(text) {
-            let read = self.screen.read(&mut piece).unwrap();
-            assert!(read > 0, "no {text:?} in {:?}", self.seen);
-            self.seen.push_str(&String::from_utf8_lossy(&piece[..read]));
+            assert!(self.read(), "no {text:?} in {:?}", self.seen);
         }
         // What was awaited is not found again.
         let end = self.seen.find(text).unwrap() + text.len();
@@ -44,8 +62,7 @@ impl Session {
     }
 
     fn end(mut self) -> i32 {
-        let mut rest = Vec::new();
-        self.screen.read_to_end(&mut rest).unwrap();
+        while self.read() {}
         drop(self.keys.take());
         shell_status(self.child.wait().unwrap())
     }
@@ -60,7 +77,9 @@ impl Drop for Session {
 }
 
 fn throng(args: &str) -> String {
-    format!("{} -q {args}", env!("CARGO_BIN_EXE_throng-rs"))
+    // Whoever runs the tests in the background ignores INT, and no shell below can trap it then.
+    let defaults = "env --default-signal=INT,QUIT,TSTP";
+    format!("{defaults} {} -q {args}", env!("CARGO_BIN_EXE_throng-rs"))
 }
 
 #[test]
@@ -128,4 +147,39 @@ fn a_terminal_that_goes_away_stops_the_run() {
     for pid in std::fs::read_to_string(&note).unwrap().lines() {
         crate::support::gone(pid.parse().unwrap());
     }
+}
+
+#[test]
+fn a_job_in_the_background_leaves_the_terminal_alone() {
+    let mut session = Session::start("env --default-signal=INT,QUIT,TSTP bash --norc -i");
+    session.press(&format!(
+        "{} &\n",
+        throng("--workers 1 -- sh -c 'echo up$((1+1)); exec sleep 1000'")
+    ));
+    session.wait("up2");
+    session.press("echo still $((40+2)) here\n");
+    session.wait("still 42 here");
+    session.press("kill %1; wait %1; echo st$?\n");
+    session.wait("st0");
+    session.press("exit 3\n");
+    assert_eq!(session.end(), 3);
+}
+
+#[test]
+fn a_key_does_not_stop_whom_nobody_could_wake() {
+    // No shell with job control above: the process group is an orphan, and the kernel ignores the key.
+    let mut session =
+        Session::start(&throng("--workers 1 -- sh -c 'echo up; read line; echo got $line'"));
+    session.wait("up");
+    session.press("\x1a");
+    session.press("on\n");
+    session.wait("got on");
+    assert_eq!(session.end(), 0);
+}
+
+#[test]
+fn what_the_worker_leaves_behind_costs_no_grace() {
+    let mut session =
+        Session::start(&throng("--workers 1 --grace 1h -- sh -c 'sleep 1000 & exit 4'"));
+    assert_eq!(session.end(), 4);
 }
