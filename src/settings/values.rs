@@ -44,12 +44,11 @@ pub(super) fn headroom(text: &str) -> Option<Headroom> {
 
 /// `TERM`, `sigterm`, `15`.
 pub(super) fn signal(text: &str) -> Option<Signal> {
-    let signal: Signal = match text.parse::<i32>() {
-        Ok(number) => Signal::try_from(number).ok()?,
-        Err(_) => {
-            let upper = text.to_ascii_uppercase();
-            format!("SIG{}", upper.strip_prefix("SIG").unwrap_or(&upper)).parse().ok()?
-        }
+    let signal: Signal = if let Ok(number) = text.parse::<i32>() {
+        Signal::try_from(number).ok()?
+    } else {
+        let upper = text.to_ascii_uppercase();
+        format!("SIG{}", upper.strip_prefix("SIG").unwrap_or(&upper)).parse().ok()?
     };
     // A worker can neither catch these nor end by STOP and CONT.
     (!matches!(signal, Signal::SIGSTOP | Signal::SIGCONT | Signal::SIGCHLD)).then_some(signal)
