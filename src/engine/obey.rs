@@ -48,6 +48,8 @@ impl Engine {
             Signal::SIGHUP => self.hangup(received),
             Signal::SIGTTIN if received.by_process => self.tell(Event::ResizeBy(1)),
             Signal::SIGTTOU if received.by_process => self.tell(Event::ResizeBy(-1)),
+            // A stop wins: who is to end must not be held up.
+            Signal::SIGTSTP if self.fleet.is_ending() => {}
             Signal::SIGTSTP => {
                 for worker in self.running.keys() {
                     self.signal_group(*worker, Signal::SIGSTOP);

@@ -1,5 +1,7 @@
 //! The real binary, by topic. One test program, so that it links once.
 
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on says so by a panic")]
+
 mod architecture;
 #[path = "../beds/mod.rs"]
 mod beds;
@@ -10,6 +12,7 @@ mod launch;
 mod output;
 mod qemu;
 mod report;
+mod signals;
 mod sockets;
 mod supervise;
 mod support;

@@ -105,7 +105,8 @@ fn a_gigabyte_without_a_newline_is_not_kept() {
         if read == 0 {
             break;
         }
-        total += piece[..read].iter().filter(|b| **b == b'x').count();
+        // All but the newlines that may part the pieces.
+        total += piece[..read].split(|b| *b == b'\n').map(<[u8]>::len).sum::<usize>();
         if let Ok(status) =
             procfs::process::Process::new(child.id().cast_signed()).and_then(|p| p.status())
         {

@@ -9,7 +9,8 @@ use nix::unistd::Pid;
 
 use crate::support::{Run, Source, done, gone, number, throng};
 
-fn sh(args: &[&str], script: &str) -> Run {
+/// A fleet of shell scripts.
+pub(crate) fn sh(args: &[&str], script: &str) -> Run {
     let mut all = args.to_vec();
     all.extend(["--", "sh", "-c", script]);
     Run::start(&mut throng(&all))
@@ -52,56 +53,6 @@ fn a_failing_slot_backs_off_and_is_given_up_while_the_other_serves() {
     assert_eq!(run.stop(), 0);
     let starts = run.text(Source::Out).matches("id=1").count();
     assert_eq!(starts, 3);
-}
-
-#[test]
-fn a_stop_that_is_obeyed_is_a_success() {
-    for signal in [Signal::SIGTERM, Signal::SIGINT] {
-        let mut run = sh(
-            &["--workers", "3"],
-            "trap 'echo bye; exit 5' TERM; echo up; while :; do sleep 0.05; done",
-        );
-        run.wait_for(3, "up");
-        run.signal(signal);
-        assert_eq!(run.end(), 0);
-        assert_eq!(run.text(Source::Out).matches("bye").count(), 3);
-    }
-}
-
-#[test]
-fn the_stop_signal_can_be_chosen() {
-    let script = "trap 'echo usr1; exit' USR1; echo up; while :; do sleep 0.05; done";
-    let mut run = sh(&["--workers", "2", "--stop-signal", "usr1"], script);
-    run.wait_for(2, "up");
-    assert_eq!(run.stop(), 0);
-    assert_eq!(run.text(Source::Out).matches("usr1").count(), 2);
-}
-
-const DEAF: &str = "trap '' TERM INT; echo up pid=$$; while :; do sleep 0.05; done";
-
-#[test]
-fn who_does_not_obey_is_killed_with_its_group_at_the_end_of_the_grace() {
-    let script = "trap '' TERM; sh -c \"trap '' TERM; echo child pid=\\$\\$; while :; do sleep 0.05; done\" & wait; wait";
-    let mut run = sh(&["--workers", "2", "--grace", "300ms"], script);
-    let children = run.wait_for(2, "child");
-    assert_eq!(run.stop(), 137);
-    children.iter().for_each(|line| gone(number(line, "pid=")));
-}
-
-#[test]
-fn a_second_signal_and_quit_kill_at_once() {
-    for (first, second) in [(Signal::SIGTERM, Signal::SIGTERM), (Signal::SIGINT, Signal::SIGTERM)] {
-        let mut run = sh(&["--workers", "2", "--grace", "1h"], DEAF);
-        run.wait_for(2, "up");
-        run.signal(first);
-        run.wait_log("stopping");
-        run.signal(second);
-        assert_eq!(run.end(), 137);
-    }
-    let mut run = sh(&["--workers", "2", "--grace", "1h"], DEAF);
-    run.wait_for(2, "up");
-    run.signal(Signal::SIGQUIT);
-    assert_eq!(run.end(), 137);
 }
 
 #[test]
@@ -162,71 +113,6 @@ fn orphans_are_reaped_as_pid_1() {
 }
 
 #[test]
-fn scaling_by_signals_takes_the_highest_slot_first() {
-    let mut run = sh(
-        &["--workers", "2"],
-        "trap 'echo bye id=$THRONG_WORKER_ID; exit' TERM; echo up id=$THRONG_WORKER_ID; while :; do sleep 0.05; done",
-    );
-    run.wait_for(2, "up id=");
-    run.signal(Signal::SIGTTIN);
-    run.wait("up id=3");
-    run.signal(Signal::SIGTTOU);
-    run.wait("bye id=3");
-    run.signal(Signal::SIGTTOU);
-    run.wait("bye id=2");
-    assert_eq!(run.stop(), 0);
-}
-
-#[test]
-fn hup_restarts_one_after_the_other_and_is_nothing_under_nohup() {
-    let script = "echo up id=$THRONG_WORKER_ID gen=$THRONG_WORKER_GENERATION; exec sleep 1000";
-    let mut run = sh(&["--workers", "2"], script);
-    run.wait_for(2, "up id=");
-    run.signal(Signal::SIGHUP);
-    run.wait_log("restarting 2 workers");
-    run.wait("gen=2");
-    run.wait("gen=2");
-    run.wait_log("have been restarted");
-    assert_eq!(run.stop(), 0);
-
-    let mut command = Command::new("env");
-    command.args([
-        "--ignore-signal=HUP",
-        env!("CARGO_BIN_EXE_throng-rs"),
-        "--workers",
-        "2",
-        "--",
-        "sh",
-        "-c",
-        script,
-    ]);
-    let mut run = Run::start(&mut command);
-    run.wait_for(2, "up id=");
-    run.signal(Signal::SIGHUP);
-    assert_eq!(run.stop(), 0);
-    assert!(!run.text(Source::Err).contains("restarting"));
-}
-
-#[test]
-fn other_signals_are_passed_on() {
-    let mut run =
-        sh(&["--workers", "2"], "trap 'echo usr1' USR1; echo up; while :; do sleep 0.05; done");
-    run.wait_for(2, "up");
-    run.signal(Signal::SIGUSR1);
-    run.wait_for(2, "usr1");
-    assert_eq!(run.stop(), 0);
-}
-
-#[test]
-fn a_stopped_worker_still_stops() {
-    let mut run = sh(&["--workers", "2"], "echo up pid=$$; exec sleep 1000");
-    for line in run.wait_for(2, "up") {
-        kill(Pid::from_raw(number(&line, "pid=")), Signal::SIGSTOP).unwrap();
-    }
-    assert_eq!(run.stop(), 0);
-}
-
-#[test]
 fn a_port_that_a_sibling_has_is_named_with_the_way_out() {
     let port = free_port();
     let server = format!(
@@ -251,7 +137,7 @@ fn a_port_that_a_sibling_has_is_named_with_the_way_out() {
 }
 
 fn indented(text: &str) -> String {
-    text.lines().map(|line| format!(" {line}\n")).collect()
+    text.lines().fold(String::new(), |text, line| text + " " + line + "\n")
 }
 
 /// A port that nobody has right now.
@@ -308,16 +194,6 @@ fn a_refused_fork_is_tried_again_and_the_rest_serves() {
 }
 
 #[test]
-fn an_early_stop_signal_is_not_lost() {
-    // Whenever it comes, the run ends; what there is of it by then ends with it.
-    for _ in 0..20 {
-        let mut run = sh(&["--workers", "3"], "exec sleep 1000");
-        run.wait_log("3 workers");
-        assert!([0, 143].contains(&run.stop()));
-    }
-}
-
-#[test]
 fn log_lines_as_json() {
     let run =
         done(&mut throng(&["--log-format", "json", "--workers", "2", "--", "sh", "-c", "exit 3"]));
@@ -365,82 +241,6 @@ fn a_shared_port_is_nobodys_fault() {
 }
 
 #[test]
-fn a_reload_gives_what_was_given_up_another_chance() {
-    let dir = tempfile::tempdir().unwrap();
-    let bad = dir.path().join("bad");
-    fs::write(&bad, "").unwrap();
-    let script = format!(
-        "echo up id=$THRONG_WORKER_ID; [ $THRONG_WORKER_ID = 2 ] && [ -e {} ] && exit 5; exec sleep 1000",
-        bad.display()
-    );
-    let mut run = sh(&["--workers", "2", "--max-restarts", "2"], &script);
-    run.wait_log("given up");
-    fs::remove_file(&bad).unwrap();
-    run.signal(Signal::SIGHUP);
-    run.wait_log("have been restarted");
-    let children = fs::read_to_string(format!("/proc/{0}/task/{0}/children", run.pid())).unwrap();
-    assert_eq!(children.split_whitespace().count(), 2);
-    assert_eq!(run.stop(), 0);
-}
-
-#[test]
-fn workers_stop_and_go_on_with_us() {
-    let mut run = sh(&["--workers", "2"], "echo up pid=$$; while :; do sleep 0.05; done");
-    let pids: Vec<i32> = run.wait_for(2, "up").iter().map(|line| number(line, "pid=")).collect();
-    let state = |pid: i32| procfs::process::Process::new(pid).unwrap().stat().unwrap().state;
-    let become_ = |pid: i32, stopped: bool| {
-        let end = std::time::Instant::now() + crate::support::LIMIT;
-        while (state(pid) == 'T') != stopped {
-            assert!(std::time::Instant::now() < end, "{pid} is {}", state(pid));
-            std::thread::yield_now();
-        }
-    };
-    for signal_after in [None, Some(Signal::SIGTTIN)] {
-        run.signal(Signal::SIGTSTP);
-        pids.iter().for_each(|pid| become_(*pid, true));
-        become_(run.pid().as_raw(), true);
-        run.signal(Signal::SIGCONT);
-        // A stop signal right behind takes a CONT back that nobody has read yet.
-        if let Some(signal) = signal_after {
-            run.signal(signal);
-        }
-        pids.iter().for_each(|pid| become_(*pid, false));
-    }
-    assert_eq!(run.stop(), 0);
-}
-
-#[test]
-fn a_stopped_group_goes_on_for_the_stop_also_as_pid_1() {
-    if !nix::unistd::geteuid().is_root() {
-        crate::beds::skip("a_stopped_group_goes_on_for_the_stop_also_as_pid_1", "not root");
-        return;
-    }
-    let script = "trap 'exit 0' TERM; echo up; while :; do sleep 0.2; done";
-    let mut command = Command::new("unshare");
-    command.args([
-        "-pf",
-        "--mount-proc",
-        "--kill-child",
-        env!("CARGO_BIN_EXE_throng-rs"),
-        "--workers",
-        "2",
-        "--grace",
-        "1h",
-        "--",
-        "sh",
-        "-c",
-        script,
-    ]);
-    let mut run = Run::start(&mut command);
-    run.wait_for(2, "up");
-    let children = fs::read_to_string(format!("/proc/{0}/task/{0}/children", run.pid())).unwrap();
-    let inner = Pid::from_raw(children.trim().parse().unwrap());
-    kill(inner, Signal::SIGTSTP).unwrap();
-    kill(inner, Signal::SIGTERM).unwrap();
-    assert_eq!(run.end(), 0);
-}
-
-#[test]
 fn a_chain_of_escaped_processes_does_not_outlive_the_run() {
     let script = "import os,signal,sys\nsignal.signal(signal.SIGTERM,signal.SIG_IGN)\n\
         for n in range(60):\n if os.fork(): break\n os.setsid()\nelse: print('last pid=%d'%os.getpid(),flush=True)\nsignal.pause()";
@@ -456,7 +256,9 @@ fn a_chain_of_escaped_processes_does_not_outlive_the_run() {
     ]));
     let last = run.wait_for(2, "last");
     assert_eq!(run.stop(), 137);
-    last.iter().for_each(|line| gone(number(line, "pid=")));
+    for line in &last {
+        gone(number(line, "pid="));
+    }
 }
 
 #[test]

@@ -11,7 +11,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
 /// Far beyond what anything here takes: reached only where something hangs.
-pub(crate) const LIMIT: Duration = Duration::from_secs(60);
+pub(crate) const LIMIT: Duration = Duration::from_mins(1);
 
 /// The binary, in an environment without anything that would steer it.
 pub(crate) fn throng(args: &[&str]) -> Command {

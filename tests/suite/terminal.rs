@@ -179,7 +179,6 @@ fn a_key_does_not_stop_whom_nobody_could_wake() {
 
 #[test]
 fn what_the_worker_leaves_behind_costs_no_grace() {
-    let mut session =
-        Session::start(&throng("--workers 1 --grace 1h -- sh -c 'sleep 1000 & exit 4'"));
+    let session = Session::start(&throng("--workers 1 --grace 1h -- sh -c 'sleep 1000 & exit 4'"));
     assert_eq!(session.end(), 4);
 }
