@@ -10,6 +10,7 @@ use tracing::warn;
 
 use super::Engine;
 use super::signals::Received;
+use super::spawn::send;
 use crate::fleet::{Event, Urgency, WorkerKey};
 
 impl Engine {
@@ -34,14 +35,18 @@ impl Engine {
         }
     }
 
-    fn signal_all(&self, signal: Signal) {
+    fn pass_on(&self, number: i32) {
         for running in self.running.values().filter(|running| !running.reaped) {
-            let _ = kill(running.pid, signal);
+            send(running.pid, number);
         }
     }
 
     pub(super) fn signal(&mut self, received: Received) {
-        match received.signal {
+        let Some(signal) = received.signal else {
+            self.pass_on(received.number);
+            return;
+        };
+        match signal {
             Signal::SIGCHLD => self.reap(),
             Signal::SIGTERM | Signal::SIGINT => self.tell(Event::Stop(Urgency::Graceful)),
             Signal::SIGQUIT => self.tell(Event::Stop(Urgency::Now)),
@@ -63,7 +68,7 @@ impl Engine {
                 event = "signal",
                 "USR2 is kept for an upgrade of throng-rs itself and is not passed on"
             ),
-            other if received.by_process => self.signal_all(other),
+            _ if received.by_process => self.pass_on(received.number),
             _ => {}
         }
     }

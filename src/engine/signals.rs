@@ -13,7 +13,9 @@ use super::watch::watch;
 /// What the kernel says of a signal.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Received {
-    pub(crate) signal: Signal,
+    /// `None` for a real-time signal: those have numbers and no names.
+    pub(crate) signal: Option<Signal>,
+    pub(crate) number: i32,
     /// Sent by a process, and not by the kernel for a key press or a hangup.
     pub(crate) by_process: bool,
 }
@@ -55,10 +57,9 @@ impl Signals {
                 None => ready.clear_ready(),
                 Some(info) => {
                     let number = i32::try_from(info.ssi_signo).unwrap_or_default();
-                    // Real-time signals have no meaning for us and no name to pass them on by.
-                    let Ok(signal) = Signal::try_from(number) else { continue };
                     // SI_USER and below are kill, tkill and sigqueue; the kernel's own are above.
-                    return Ok(Received { signal, by_process: info.ssi_code <= 0 });
+                    let signal = Signal::try_from(number).ok();
+                    return Ok(Received { signal, number, by_process: info.ssi_code <= 0 });
                 }
             }
         }

@@ -128,11 +128,16 @@ fn a_reload_gives_what_was_given_up_another_chance() {
 
 #[test]
 fn other_signals_are_passed_on() {
-    let mut run =
-        sh(&["--workers", "2"], "trap 'echo usr1' USR1; echo up; while :; do sleep 0.05; done");
+    let mut run = sh(
+        &["--workers", "2"],
+        "trap 'echo usr1' USR1; trap 'echo real-time' 35; echo up; while :; do sleep 0.05; done",
+    );
     run.wait_for(2, "up");
     run.signal(Signal::SIGUSR1);
     run.wait_for(2, "usr1");
+    // A real-time signal has a number only; `kill` knows it.
+    Command::new("kill").args(["-35", &run.pid().to_string()]).status().unwrap();
+    run.wait_for(2, "real-time");
     assert_eq!(run.stop(), 0);
 }
 
