@@ -10,6 +10,7 @@ mod locate;
 mod machine;
 mod mounts;
 mod parse;
+mod platform;
 mod resources;
 
 use std::path::Path;
@@ -65,7 +66,9 @@ pub fn probe(host: &Host) -> Evidence {
     };
     let mut warnings = reader.warnings;
     warnings.extend(memory.as_ref().and_then(doubt));
-    Evidence { warnings, ..evidence }
+    let mut evidence = Evidence { warnings, ..evidence };
+    platform::overlay(host, &mut evidence);
+    evidence
 }
 
 /// What a reader of the report must know about how the group was found.
