@@ -189,7 +189,7 @@ impl Explained {
         let because = format!("processes and threads; {room} more may start, 8 are kept free");
         self.step("task limit", limit.value.to_string(), Some(&limit.source), because);
         let each = plural(inputs.tasks_per_worker, "task");
-        self.verdict.push(format!("pids.max allows {} of {each}", plural(workers, "worker")));
+        self.verdict.push(format!("the task limit allows {} of {each}", plural(workers, "worker")));
     }
 
     fn settings(&mut self, request: &Request, outcome: &Outcome) {
@@ -240,7 +240,7 @@ impl Explained {
             }
         }
         if outcome.by_tasks == Some(0) {
-            let shortage = "pids.max leaves no room for a worker".to_owned();
+            let shortage = "the task limit leaves no room for a worker".to_owned();
             self.warnings.push(format!("{shortage}; starting one may fail"));
             self.shortage.get_or_insert(shortage);
         }

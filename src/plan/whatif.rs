@@ -116,7 +116,7 @@ fn more_tasks(inputs: &Inputs, outcome: &Outcome) -> Option<Change> {
     let wanted =
         |more| Inputs { task_room: Some(room.saturating_add(more)), ..inputs.clone() }.size();
     let more = least(1, 1 << 22, |more| wanted(more).workers > outcome.workers)?;
-    Some(Change { with: format!("pids.max higher by {more}"), workers: wanted(more).workers })
+    Some(Change { with: format!("a task limit higher by {more}"), workers: wanted(more).workers })
 }
 
 fn higher_maximum(inputs: &Inputs, outcome: &Outcome) -> Option<Change> {

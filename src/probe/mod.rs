@@ -12,6 +12,7 @@ mod mounts;
 mod parse;
 mod platform;
 mod resources;
+mod rlimits;
 
 use std::path::Path;
 
@@ -64,9 +65,11 @@ pub fn probe(host: &Host) -> Evidence {
         machine: Machine::probe(&mut reader),
         warnings: Vec::new(),
     };
+    let rlimits = rlimits::tasks(&mut reader);
     let mut warnings = reader.warnings;
     warnings.extend(memory.as_ref().and_then(doubt));
     let mut evidence = Evidence { warnings, ..evidence };
+    evidence.tasks.extend(rlimits);
     platform::overlay(host, &mut evidence);
     evidence
 }
