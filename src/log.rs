@@ -5,8 +5,10 @@
 
 use std::fmt;
 use std::io::{self, Write};
+use std::os::fd::AsFd;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use tracing::{Event, Level, Subscriber};
 use tracing_subscriber::fmt::format::Writer;
 use tracing_subscriber::fmt::{FmtContext, FormatEvent, FormatFields};
@@ -16,6 +18,9 @@ use crate::units::printable;
 
 /// Lines beyond this are lost (and counted) rather than kept without bound.
 const MOST_QUEUED: usize = 64 << 10;
+
+/// What a pipe that is ready takes without blocking (`PIPE_BUF`, pipe(7)).
+const SURE: usize = 4096;
 
 static QUEUE: Mutex<Queue> = Mutex::new(Queue { lines: Vec::new(), lost: 0, held: false });
 
@@ -75,8 +80,12 @@ pub(crate) fn take() -> Vec<u8> {
 pub(crate) fn release() {
     let waiting = take();
     queue().held = false;
-    // Nobody is left to tell that standard error is gone.
-    let _ = io::stderr().write_all(&waiting);
+    // A reader that stands still must not keep us from ending: what it does not take at once is lost.
+    let stderr = io::stderr();
+    let mut polled = [PollFd::new(stderr.as_fd(), PollFlags::POLLOUT)];
+    if !waiting.is_empty() && poll(&mut polled, PollTimeout::ZERO) == Ok(1) {
+        let _ = stderr.lock().write_all(&waiting[..waiting.len().min(SURE)]);
+    }
 }
 
 struct Line;

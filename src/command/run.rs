@@ -11,9 +11,10 @@ use tracing::{info, warn};
 use super::colored;
 use super::size::{Sized, directory, environment, inherited, size};
 use crate::engine::{self, Config, Environment, Prefix, User};
-use crate::exit::{CANNOT_EXECUTE, Failure, usage};
+use crate::exit::{Failure, usage};
 use crate::fleet::{Policy, Restart};
 use crate::log;
+use crate::plan::MOST_WORKERS;
 use crate::probe::Host;
 use crate::report;
 use crate::settings::{Format, Settings, Switch};
@@ -73,6 +74,7 @@ pub(super) fn start(
     }
     let user = settings.workers.user.as_deref().map(user).transpose()?;
     let sized = size(settings, host, Some(&program), &env)?;
+    sized.check(settings)?;
     for (name, value) in environment(settings, &sized.plan) {
         env.set(&name, value);
     }
@@ -83,12 +85,13 @@ pub(super) fn start(
             env.all().iter().map(|(name, value)| (name.clone(), value.clone())).collect();
         let error = engine::replace(&program, &words, &vars, dir.as_deref(), user.as_ref());
         let message = format!("cannot execute {}: {error}", program.display());
-        return Err(Failure::Command { status: CANNOT_EXECUTE, message });
+        return Err(Failure::Command { status: engine::exec_status(&error), message });
     }
     let listeners = settings.listen.iter().map(bind).collect::<Result<Vec<_>, _>>()?;
     let addresses: Vec<Address> =
         listeners.iter().map(|listener| listener.address.clone()).collect();
-    let mut env = env.without_ours().with_share(sized.plan.worker_memory, sized.plan.worker_cpus);
+    let mut env =
+        env.without_ours().with_share(sized.plan.all_memory, sized.plan.resources.cpu.usable);
     for (name, value) in variables(&addresses) {
         env.set(&name, value);
     }
@@ -143,6 +146,8 @@ fn configure(settings: &Settings, host: &Host, sized: &Sized, parts: Parts) -> C
             max_restarts: settings.workers.max_restarts,
             grace: settings.workers.grace,
             ready_after: READY_AFTER,
+            least: settings.sizing.min_workers.value,
+            most: settings.sizing.max_workers.as_ref().map_or(MOST_WORKERS, |most| most.value),
             lifetime: settings.workers.lifetime,
             seed: u64::from(std::process::id()),
         },

@@ -21,6 +21,16 @@ pub(super) struct Sized {
     pub(super) subject: String,
 }
 
+impl Sized {
+    /// `--strict`: nothing is run where not even one worker fits.
+    pub(super) fn check(&self, settings: &Settings) -> Result<(), Failure> {
+        match self.plan.shortage.as_ref().filter(|_| settings.sizing.strict) {
+            Some(shortage) => Err(Failure::DoesNotFit(format!("{shortage} (--strict)"))),
+            None => Ok(()),
+        }
+    }
+}
+
 /// Computes the plan. `program` is where the command was found, if it was looked for and found.
 pub(super) fn size(
     settings: &Settings,
@@ -44,9 +54,6 @@ pub(super) fn size(
     }
     let mut plan = plan(resources, &request(settings, program, env));
     plan.warnings.extend(settings.warnings.iter().cloned());
-    if let Some(shortage) = plan.shortage.as_ref().filter(|_| settings.sizing.strict) {
-        return Err(Failure::DoesNotFit(format!("{shortage} (--strict)")));
-    }
     let subject = match spoken(&settings.command) {
         words if words.is_empty() => words,
         words => format!(" of {words}"),
@@ -127,6 +134,7 @@ pub(super) fn report(settings: &Settings, host: &Host) -> Result<u8, Failure> {
         Format::Env => report::shell(&environment),
     };
     print(&text)?;
+    sized.check(settings)?;
     Ok(SUCCESS)
 }
 

@@ -50,13 +50,11 @@ impl Engine {
         let siblings = self.running.values().filter(|running| !running.reaped);
         let mut open: Vec<(u16, i32)> = siblings
             .flat_map(|running| {
-                let ports = ports::listening(running.pid).into_iter();
-                ports.map(|port| (port, running.pid.as_raw()))
+                let addresses = ports::listening(running.pid).into_iter();
+                let taken = addresses.filter(|address| !ports::is_shared(address));
+                taken.map(|address| (address.port(), running.pid.as_raw()))
             })
             .collect();
-        // Several that listen on one port share it (SO_REUSEPORT): nobody took it from anybody.
-        let all = open.clone();
-        open.retain(|(port, _)| all.iter().filter(|(other, _)| other == port).count() == 1);
         // The one that it named comes first, then the one that it was told.
         open.sort_by_key(|(port, _)| (!words.contains(&port.to_string()), Some(*port) != told));
         let (port, holder) = open.into_iter().find(|(port, _)| said || Some(*port) == told)?;

@@ -20,7 +20,7 @@ const OURS: &[&str] = &[
 #[derive(Clone, Debug)]
 pub(crate) struct Environment {
     vars: BTreeMap<OsString, OsString>,
-    /// Each worker's share, as text.
+    /// What all workers share.
     budget: Option<u64>,
     cpus: f64,
 }
@@ -81,11 +81,11 @@ impl Environment {
             ("THRONG_WORKER_INDEX", index.clone()),
             ("THRONG_WORKER_GENERATION", worker.generation.to_string()),
             ("THRONG_WORKER_COUNT", worker.count.to_string()),
-            ("THRONG_WORKER_CPUS", trim_number(self.cpus)),
+            ("THRONG_WORKER_CPUS", trim_number(self.cpus / f64::from(worker.count))),
             ("NODE_APP_INSTANCE", index),
         ]);
         if let Some(budget) = self.budget {
-            own.insert("THRONG_WORKER_BUDGET", budget.to_string());
+            own.insert("THRONG_WORKER_BUDGET", (budget / u64::from(worker.count)).to_string());
         }
         let inherited =
             self.vars.iter().filter(|(name, _)| !own.keys().any(|own| OsStr::new(own) == *name));
@@ -124,7 +124,7 @@ mod tests {
         ];
         let given = given.iter().map(|(k, v)| (OsString::from(k), OsString::from(v))).collect();
         let env = Environment::inherit(&given, ["THRONG_WORKERS".to_owned()].into_iter());
-        let env = env.without_ours().with_share(Some(1000), 4.0 / 3.0).of(worker());
+        let env = env.without_ours().with_share(Some(4000), 16.0 / 3.0).of(worker());
         let text: Vec<_> = env.iter().map(|entry| entry.to_str().unwrap()).collect();
         for want in [
             "HOME=/x",

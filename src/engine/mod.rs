@@ -26,7 +26,7 @@ use std::path::PathBuf;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use nix::sys::prctl::set_child_subreaper;
@@ -38,9 +38,10 @@ pub(crate) use environment::Environment;
 pub(crate) use ports::holder;
 pub(crate) use program::{find, head};
 pub(crate) use spawn::replace;
+pub(crate) use start::exec_status;
 pub(crate) use user::User;
 
-use crate::fleet::{Action, Event, Fleet, Policy, Time, WorkerKey};
+use crate::fleet::{Action, Event, Fleet, Note, Policy, Time, WorkerKey};
 use crate::log;
 use crate::sockets::Listener;
 use output::{Stream, Tail};
@@ -135,6 +136,8 @@ struct Engine {
     exit: Option<u8>,
 }
 
+/// How often a group without its leader is looked at.
+const GROUP_CHECK: Duration = Duration::from_millis(100);
 /// Our own lines, beside those of the workers.
 const OWN_LINES: StreamId = StreamId(0);
 
@@ -203,10 +206,13 @@ impl Engine {
             }
             busy = !idle;
             let deadline = self.fleet.deadline().map(|at| (self.started + at).into());
+            let leftover = self.running.values().any(|running| running.reaped);
+            let groups = leftover.then(|| tokio::time::Instant::now() + GROUP_CHECK);
             tokio::select! {
                 biased;
                 received = signals.next() => self.signal(received.context("cannot read signals")?),
                 () = until(deadline) => self.tell(Event::Tick),
+                () = until(groups) => self.check_groups(),
             }
         }
     }
@@ -226,7 +232,12 @@ impl Engine {
                     Action::AskLeader(worker) => self.ask(worker, false),
                     Action::AskGroup(worker) => self.ask(worker, true),
                     Action::Kill(worker) => self.signal_group(worker, Signal::SIGKILL),
-                    Action::Say(note) => self.say(note),
+                    Action::Say(note) => {
+                        self.say(note);
+                        if let Note::GaveUp { worker, .. } = note {
+                            self.running.remove(&worker);
+                        }
+                    }
                     Action::Exit(status) => self.exit = Some(status),
                 }
             }

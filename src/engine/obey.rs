@@ -9,6 +9,7 @@ use nix::unistd::{getpgrp, getpid, tcgetpgrp, tcsetpgrp};
 use tracing::warn;
 
 use super::Engine;
+use super::reap::group_lives;
 use super::signals::Received;
 use super::spawn::send;
 use crate::fleet::{Event, Urgency, WorkerKey};
@@ -29,8 +30,9 @@ impl Engine {
     }
 
     pub(super) fn signal_group(&self, worker: WorkerKey, signal: Signal) {
-        if let Some(running) = self.running.get(&worker) {
-            // ESRCH: they have gone in the meantime.
+        let Some(running) = self.running.get(&worker) else { return };
+        // With its leader reaped and its last member gone, the number may be somebody else's.
+        if !running.reaped || group_lives(running.pid) {
             let _ = killpg(running.pid, signal);
         }
     }

@@ -1,28 +1,45 @@
 //! Who listens where, by `/proc`: to say which worker holds the port that another one wanted.
 
 use std::collections::HashSet;
+use std::net::SocketAddr;
+use std::os::fd::AsRawFd;
 
+use nix::sys::socket::{
+    AddressFamily, SockFlag, SockType, SockaddrStorage, bind, setsockopt, socket, sockopt,
+};
 use nix::unistd::Pid;
 use procfs::net::TcpState;
 use procfs::process::{FDTarget, Process};
 
-/// The TCP ports that processes of the group `leader` listen on, in order.
-pub(crate) fn listening(leader: Pid) -> Vec<u16> {
+/// The TCP addresses that processes of the group `leader` listen on, in order of their ports.
+pub(crate) fn listening(leader: Pid) -> Vec<SocketAddr> {
     let sockets: HashSet<u64> = members(leader).iter().flat_map(sockets).collect();
-    let mut ports: Vec<u16> = listeners()
-        .into_iter()
-        .filter(|(inode, _)| sockets.contains(inode))
-        .map(|(_, port)| port)
-        .collect();
-    ports.sort_unstable();
-    ports.dedup();
-    ports
+    let all = listeners().into_iter();
+    let mut found: Vec<_> =
+        all.filter(|(inode, _)| sockets.contains(inode)).map(|(_, address)| address).collect();
+    found.sort_unstable_by_key(SocketAddr::port);
+    found.dedup_by_key(|address| address.port());
+    found
+}
+
+/// Whether another socket may bind the address beside its owner's (`SO_REUSEPORT`): then nobody took
+/// it from anybody. The socket that asks never listens, so no connection comes to it.
+pub(crate) fn is_shared(address: &SocketAddr) -> bool {
+    let family = if address.is_ipv4() { AddressFamily::Inet } else { AddressFamily::Inet6 };
+    let Ok(probe) = socket(family, SockType::Stream, SockFlag::SOCK_CLOEXEC, None) else {
+        return false;
+    };
+    setsockopt(&probe, sockopt::ReusePort, &true).is_ok()
+        && bind(probe.as_raw_fd(), &SockaddrStorage::from(*address)).is_ok()
 }
 
 /// The process that listens on `port`, as far as `/proc` shows it: pid and command.
 pub(crate) fn holder(port: u16) -> Option<String> {
-    let inodes: HashSet<u64> =
-        listeners().into_iter().filter(|(_, p)| *p == port).map(|(inode, _)| inode).collect();
+    let inodes: HashSet<u64> = listeners()
+        .into_iter()
+        .filter(|(_, address)| address.port() == port)
+        .map(|(inode, _)| inode)
+        .collect();
     let process = procfs::process::all_processes()
         .ok()?
         .flatten()
@@ -31,12 +48,12 @@ pub(crate) fn holder(port: u16) -> Option<String> {
     Some(format!("pid {} ({name})", process.pid()))
 }
 
-/// Listening sockets: inode and port.
-fn listeners() -> Vec<(u64, u16)> {
+/// Listening sockets: inode and address.
+fn listeners() -> Vec<(u64, SocketAddr)> {
     let entries = procfs::net::tcp().into_iter().chain(procfs::net::tcp6()).flatten();
     entries
         .filter(|entry| entry.state == TcpState::Listen)
-        .map(|entry| (entry.inode, entry.local_address.port()))
+        .map(|entry| (entry.inode, entry.local_address))
         .collect()
 }
 
@@ -83,10 +100,12 @@ mod tests {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let port = listener.local_addr().unwrap().port();
         let leader = nix::unistd::getpgrp();
-        assert!(listening(leader).contains(&port));
+        let ours = |address: &SocketAddr| address.port() == port;
+        assert!(listening(leader).iter().any(ours));
+        assert!(!is_shared(&listener.local_addr().unwrap()));
         assert!(holder(port).unwrap().contains("pid "));
         drop(listener);
-        assert!(!listening(leader).contains(&port));
+        assert!(!listening(leader).iter().any(ours));
     }
 
     #[test]

@@ -3,7 +3,7 @@
 
 use std::ffi::{OsStr, OsString};
 use std::fs::File;
-use std::io::Read;
+use std::io::{ErrorKind, Read};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
@@ -72,7 +72,10 @@ enum Verdict {
 
 fn check(file: &Path) -> Verdict {
     match std::fs::metadata(file) {
-        Err(_) => Verdict::Missing,
+        Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => {
+            Verdict::Missing
+        }
+        Err(_) => Verdict::Bad("its directory cannot be read"),
         Ok(info) if info.is_dir() => Verdict::Bad("it is a directory"),
         Ok(info) if !info.is_file() => Verdict::Bad("it is not a regular file"),
         Ok(_) if access(file, AccessFlags::X_OK).is_err() => {

@@ -44,7 +44,12 @@ impl Engine {
                 self.port_taken(&port, how);
             }
         }
-        // The last of a group may have been an adopted orphan that was just reaped.
+        self.check_groups();
+    }
+
+    /// Looks which groups whose leader has ended have gone too. Not every end tells us: the last of a
+    /// group may have another parent than us.
+    pub(super) fn check_groups(&mut self) {
         let left = |running: &Running| running.reaped && !group_lives(running.pid);
         let gone: Vec<_> =
             self.running.iter().filter(|(_, running)| left(running)).map(|(key, _)| *key).collect();
@@ -102,6 +107,12 @@ impl Engine {
     }
 }
 
-fn group_lives(leader: Pid) -> bool {
-    killpg(leader, None) != Err(Errno::ESRCH)
+/// Whether a process of the group runs. Zombies do not: whoever is their parent may never reap them.
+pub(super) fn group_lives(leader: Pid) -> bool {
+    if killpg(leader, None) == Err(Errno::ESRCH) {
+        return false;
+    }
+    let Ok(all) = procfs::process::all_processes() else { return true };
+    let runs = |stat: procfs::process::Stat| stat.pgrp == leader.as_raw() && stat.state != 'Z';
+    all.flatten().any(|process| process.stat().is_ok_and(runs))
 }

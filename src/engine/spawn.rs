@@ -21,7 +21,7 @@ use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::sys::signal::{
     SaFlags, SigAction, SigHandler, SigSet, SigmaskHow, Signal, sigaction, sigprocmask,
 };
-use nix::unistd::{Pid, execve, getpid, getppid, setgid, setgroups, setpgid, setuid, tcsetpgrp};
+use nix::unistd::{Pid, execve, getpid, getppid, setpgid, tcsetpgrp};
 
 use super::user::User;
 use crate::fleet::Ended;
@@ -168,12 +168,7 @@ impl Child {
         }
         setrlimit(Resource::RLIMIT_NOFILE, self.limits.0, self.limits.1)?;
         if let Some(user) = &self.user {
-            // Somebody who is not root may name himself, and cannot change groups.
-            if nix::unistd::geteuid().is_root() {
-                setgroups(&user.groups)?;
-            }
-            setgid(user.gid)?;
-            setuid(user.uid)?;
+            user.take_on()?;
         }
         // After the user has changed, which clears it (`PR_SET_PDEATHSIG(2const)`).
         set_pdeathsig(Signal::SIGKILL)?;
@@ -315,17 +310,8 @@ pub(crate) fn replace(
     if let Some(dir) = dir {
         command.current_dir(dir);
     }
-    if let Some(user) = user {
-        let change = || {
-            if nix::unistd::geteuid().is_root() {
-                setgroups(&user.groups)?;
-            }
-            setgid(user.gid)?;
-            setuid(user.uid)
-        };
-        if let Err(errno) = change() {
-            return errno.into();
-        }
+    if let Some(Err(errno)) = user.map(User::take_on) {
+        return errno.into();
     }
     command.exec()
 }

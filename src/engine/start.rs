@@ -130,8 +130,15 @@ fn refusal(error: &io::Error) -> Refusal {
         Errno::EAGAIN | Errno::ENOMEM | Errno::EMFILE | Errno::ENFILE | Errno::ENOSPC => {
             Refusal::Resources
         }
-        Errno::ENOENT => Refusal::Command { status: exit::NOT_FOUND },
-        _ => Refusal::Command { status: exit::CANNOT_EXECUTE },
+        _ => Refusal::Command { status: exec_status(error) },
+    }
+}
+
+/// What a shell returns for a command whose exec failed like this.
+pub(crate) fn exec_status(error: &io::Error) -> u8 {
+    match error.raw_os_error().map(Errno::from_raw) {
+        Some(Errno::ENOENT) => exit::NOT_FOUND,
+        _ => exit::CANNOT_EXECUTE,
     }
 }
 

@@ -3,7 +3,7 @@
 
 use std::fs;
 
-use nix::unistd::{Gid, Uid};
+use nix::unistd::{Gid, Uid, setgid, setgroups, setuid};
 
 /// Who the workers run as.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -15,6 +15,15 @@ pub(crate) struct User {
 }
 
 impl User {
+    /// Makes this process that user. Somebody who is not root may name himself, and cannot change groups.
+    pub(super) fn take_on(&self) -> nix::Result<()> {
+        if nix::unistd::geteuid().is_root() {
+            setgroups(&self.groups)?;
+        }
+        setgid(self.gid)?;
+        setuid(self.uid)
+    }
+
     /// Reads `USER[:GROUP]`, each a name or a number. The error says what was not found.
     pub(crate) fn find(text: &str) -> Result<Self, String> {
         let passwd = fs::read_to_string("/etc/passwd").unwrap_or_default();

@@ -22,6 +22,9 @@ pub(crate) struct Policy {
     pub(crate) grace: Duration,
     /// Alive for so long counts as ready.
     pub(crate) ready_after: Duration,
+    /// Bounds of the number of workers, 1 at least.
+    pub(crate) least: u32,
+    pub(crate) most: u32,
     /// No start later than this.
     pub(crate) lifetime: Option<Duration>,
     /// Of the jitter.

@@ -2,7 +2,7 @@
 //!
 //! No clock, no system call, no I/O: a day of crashes runs in a test in a millisecond. The engine
 //! performs the actions and reports what happens; the rules are the contract's "Restarts",
-//! "Exit status" and "Signals to the launcher". Depends on `plan` and below, and uses none of it yet.
+//! "Exit status" and "Signals to the launcher". Depends on `exit` for the statuses alone.
 
 mod backoff;
 mod messages;
@@ -29,6 +29,8 @@ const GIVE_UP: Duration = Duration::from_secs(2);
 struct Ending {
     /// Fixed, where it was not asked for.
     status: Option<u8>,
+    /// Whether somebody asked for it: asked again, it kills.
+    asked: bool,
     /// Whether a worker had to be killed.
     killed: bool,
 }

@@ -7,7 +7,7 @@ use super::{Action, Ending, Fleet, GIVE_UP, Note, Reload, Time, Urgency, WorkerK
 
 impl Fleet {
     pub(super) fn resize(&mut self, now: Time, workers: u32, actions: &mut Vec<Action>) {
-        let workers = workers.clamp(1, crate::plan::MOST_WORKERS);
+        let workers = workers.clamp(self.policy.least, self.policy.most);
         if self.ending.is_some() || workers == self.target {
             return;
         }
@@ -87,7 +87,8 @@ impl Fleet {
     }
 
     pub(super) fn stop(&mut self, now: Time, urgency: Urgency, actions: &mut Vec<Action>) {
-        if self.ending.is_some() || urgency == Urgency::Now {
+        let asked_before = self.ending.is_some_and(|ending| ending.asked);
+        if asked_before || urgency == Urgency::Now {
             self.begin_end(None);
             let keys: Vec<_> = self.workers.keys().copied().collect();
             for key in keys {
@@ -98,6 +99,9 @@ impl Fleet {
         let workers = u32::try_from(self.workers.len()).unwrap_or(u32::MAX);
         actions.push(Action::Say(Note::Stopping { workers }));
         self.begin_end(None);
+        if let Some(ending) = &mut self.ending {
+            ending.asked = true;
+        }
         self.ask_all(now, actions);
     }
 
@@ -109,7 +113,7 @@ impl Fleet {
     }
 
     pub(super) fn begin_end(&mut self, status: Option<u8>) {
-        self.ending.get_or_insert(Ending { status, killed: false });
+        self.ending.get_or_insert(Ending { status, asked: false, killed: false });
         for slot in self.slots.values_mut() {
             if matches!(slot.state, SlotState::Waiting { .. }) {
                 slot.state = SlotState::Empty;

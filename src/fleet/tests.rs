@@ -15,6 +15,8 @@ fn policy(restart: Restart) -> Policy {
         max_restarts: 3,
         grace: 8 * SECOND,
         ready_after: SECOND,
+        least: 1,
+        most: 10_000,
         lifetime: None,
         seed: 1,
     }

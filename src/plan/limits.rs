@@ -61,16 +61,24 @@ pub(crate) fn limits(
                 &format!("V8's old generation at 80 % of {share} less 48 MiB for the young one"),
             );
         }
-        Runtime::Jvm => out.options(
-            "JAVA_TOOL_OPTIONS",
-            &[
-                ("-XX:MaxRAM", &format!("-XX:MaxRAM={memory}")),
-                ("-XX:MaxRAMPercentage", "-XX:MaxRAMPercentage=70"),
-                ("-XX:ActiveProcessorCount", &format!("-XX:ActiveProcessorCount={threads}")),
-            ],
-            &["-Xmx"],
-            &format!("a heap of 70 % of {share}; a percentage alone is of the whole container"),
-        ),
+        Runtime::Jvm => {
+            // Metaspace, code cache and stacks are about the same in a small JVM. Below some 200 MiB
+            // HotSpot goes by the percentage that it calls minimal.
+            let percent = if memory < 512 * MIB { 50 } else { 70 };
+            out.options(
+                "JAVA_TOOL_OPTIONS",
+                &[
+                    ("-XX:MaxRAM", &format!("-XX:MaxRAM={memory}")),
+                    ("-XX:MaxRAMPercentage", &format!("-XX:MaxRAMPercentage={percent}")),
+                    ("-XX:MinRAMPercentage", &format!("-XX:MinRAMPercentage={percent}")),
+                    ("-XX:ActiveProcessorCount", &format!("-XX:ActiveProcessorCount={threads}")),
+                ],
+                &["-Xmx"],
+                &format!(
+                    "a heap of {percent} % of {share}; a percentage alone is of the whole container"
+                ),
+            );
+        }
         Runtime::Dotnet => {
             out.plain(
                 "DOTNET_GCHeapHardLimit",

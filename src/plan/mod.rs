@@ -78,6 +78,8 @@ pub struct Plan {
     pub shortage: Option<String>,
     /// Memory for one worker in bytes; `None` where no limit is known.
     pub worker_memory: Option<u64>,
+    /// Memory for all workers together in bytes.
+    pub all_memory: Option<u64>,
     /// CPUs for one worker, a fraction.
     pub worker_cpus: f64,
     /// What the number was computed from.
@@ -125,6 +127,7 @@ pub fn plan(resources: Resources, request: &Request) -> Plan {
         bound_by: outcome.bound_by,
         shortage: explained.shortage,
         worker_memory,
+        all_memory: budget,
         worker_cpus: resources.cpu.usable / f64::from(workers),
         steps: explained.steps,
         verdict: explained.verdict,

@@ -129,7 +129,7 @@ fn higher_maximum(inputs: &Inputs, outcome: &Outcome) -> Option<Change> {
 }
 
 fn cheaper_workers(inputs: &Inputs, outcome: &Outcome) -> Option<Change> {
-    let current = inputs.worker_memory / MIB;
+    let current = inputs.worker_memory.div_ceil(MIB);
     let wanted = |mib: u64| Inputs { worker_memory: mib * MIB, ..inputs.clone() }.size();
     // Searched from above: the largest cost that gives more workers.
     let less =

@@ -149,7 +149,14 @@ impl Reader<'_> {
             this.counter(&dir.join("memory.use_hierarchy")) != Some(0)
         };
         let mut hierarchical = None;
+        let mut own = true;
         for (depth, dir) in place.chain.iter().enumerate() {
+            // A level is charged to its parent where the parent's flag says so (mem_cgroup_css_alloc).
+            let flag = nested(self, dir);
+            if depth > 0 && !(own && flag) {
+                break;
+            }
+            own = flag;
             let (mut level, stat) = self.memory_v1_level(dir);
             if depth == 0 {
                 let file = dir.join("memory.stat");
@@ -163,9 +170,6 @@ impl Reader<'_> {
                 break;
             }
             levels.push(level);
-            if !nested(self, dir) {
-                break;
-            }
         }
         levels
     }
@@ -173,9 +177,14 @@ impl Reader<'_> {
     fn memory_v1_level(&mut self, dir: &Path) -> (MemoryLevel, Vec<u8>) {
         let stat = self.host.read(&dir.join("memory.stat")).unwrap_or_default();
         let limit = self.limit(&dir.join("memory.limit_in_bytes"));
-        let with_swap = self.counter(&dir.join("memory.memsw.limit_in_bytes"));
+        let with_swap_file = dir.join("memory.memsw.limit_in_bytes");
+        let with_swap = self.counter(&with_swap_file);
         let swap =
             with_swap.zip(limit.as_ref()).map(|(both, limit)| both.saturating_sub(limit.value));
+        // Memory and swap together cannot be less than memory alone; an emulation that says so means it.
+        let both =
+            with_swap.map(|value| Fact { value, source: with_swap_file.display().to_string() });
+        let limit = if limit.is_some() { tighter(limit, both) } else { limit };
         // The total_ keys include the groups below, as usage_in_bytes does.
         let total = |key: &str| {
             keyed(&stat, &format!("total_{key}")).or_else(|| keyed(&stat, key)).unwrap_or(0)

@@ -32,6 +32,8 @@ pub(crate) enum Fit {
     Guess,
     /// No mount is listed: one of the places where the files usually are.
     Default,
+    /// What is mounted does not hold our group: none of its limits are ours.
+    Outside,
 }
 
 /// Finds the directory of `controller`, or nothing where no limit of it can be read.
@@ -62,8 +64,10 @@ fn best<'a>(
     mounts: impl Iterator<Item = &'a Mount>,
 ) -> Option<Place> {
     let mut views: Vec<_> = mounts
-        .filter_map(|mount| Some((resolve(host, path, mount)?, mount)))
-        .map(|((dir, fit), mount)| (fit, chain(&dir, &mount.point), mount))
+        .map(|mount| match resolve(host, path, mount) {
+            Some((dir, fit)) => (fit, chain(&dir, &mount.point), mount),
+            None => (Fit::Outside, Vec::new(), mount),
+        })
         .collect();
     views.sort_by_key(|(fit, _, mount)| {
         let usual = mount.point.starts_with("/sys/fs/cgroup");
@@ -71,9 +75,9 @@ fn best<'a>(
     });
     let mut views = views.into_iter();
     let (fit, mut chain, mount) = views.next()?;
-    if fit == Fit::Exact {
+    if fit <= Fit::ByPid {
         let wider =
-            views.filter(|view| view.0 == Fit::Exact).map(|view| view.1).max_by_key(Vec::len);
+            views.filter(|view| view.0 <= Fit::ByPid).map(|view| view.1).max_by_key(Vec::len);
         chain.extend(wider.into_iter().flatten().skip(chain.len()));
     }
     Some(Place { version: mount.version, chain, fit })
@@ -204,8 +208,9 @@ fn default_place(host: &Host, ours: &Membership, controller: Controller) -> Opti
         let has = |name| host.read(&top.join(name)).is_ok();
         has("cgroup.controllers") || has("memory.max")
     });
-    let v1 = sys.join(controller.name());
-    let v1 = host.is_dir(&v1).then_some(v1);
+    // `cpu,cpuacct` is often there without a link named `cpu`.
+    let names = ours.joined(controller).into_iter().chain([controller.name().to_owned()]);
+    let v1 = names.map(|name| sys.join(name)).find(|dir| host.is_dir(dir));
     match (v1, v2) {
         (Some(top), None) => Some(with(Version::V1, top)),
         (Some(top), Some(_)) if ours.path(Version::V1, controller).is_some() => {

@@ -56,9 +56,9 @@ pub fn probe(host: &Host) -> Evidence {
         mounts.retain(machine::is_what_it_says);
     }
     let place = |controller| locate(host, &ours, &mounts, controller);
-    let memory = place(Controller::Memory);
+    let (memory, cpu) = (place(Controller::Memory), place(Controller::Cpu));
     let evidence = Evidence {
-        quotas: place(Controller::Cpu).map(|place| reader.cpu(&place)).unwrap_or_default(),
+        quotas: cpu.as_ref().map(|place| reader.cpu(place)).unwrap_or_default(),
         cpuset: place(Controller::Cpuset).and_then(|place| reader.cpuset(&place)),
         tasks: place(Controller::Pids).map(|place| reader.tasks(&place)).unwrap_or_default(),
         memory: memory.as_ref().map(|place| reader.memory(place)).unwrap_or_default(),
@@ -67,7 +67,9 @@ pub fn probe(host: &Host) -> Evidence {
     };
     let rlimits = rlimits::tasks(&mut reader);
     let mut warnings = reader.warnings;
-    warnings.extend(memory.as_ref().and_then(doubt));
+    let mut doubts: Vec<_> = memory.iter().chain(&cpu).filter_map(doubt).collect();
+    doubts.dedup();
+    warnings.extend(doubts);
     let mut evidence = Evidence { warnings, ..evidence };
     evidence.tasks.extend(rlimits);
     platform::overlay(host, &mut evidence);
@@ -79,6 +81,10 @@ fn doubt(place: &Place) -> Option<String> {
     let at = place.chain.first().map(|dir| dir.display().to_string()).unwrap_or_default();
     match place.fit {
         Fit::Exact | Fit::Default => None,
+        Fit::Outside => Some(
+            "our cgroup lies outside of what is mounted here; its limits cannot be seen and none is taken"
+                .to_owned(),
+        ),
         Fit::ByPid => Some(format!(
             "our cgroup lies below its mount under an unknown name; {at} lists this process"
         )),

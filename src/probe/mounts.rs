@@ -39,6 +39,7 @@ pub(crate) enum Version {
 #[derive(Debug, Default)]
 pub(crate) struct Membership {
     unified: Option<Vec<u8>>,
+    /// Controllers as one line joins them, and the path.
     v1: Vec<(Vec<u8>, Vec<u8>)>,
 }
 
@@ -60,11 +61,7 @@ impl Membership {
                 found.unified.get_or_insert_with(|| path.to_vec());
                 continue;
             }
-            for name in controllers.split(|b| *b == b',') {
-                if !name.is_empty() && !name.starts_with(b"name=") {
-                    found.v1.push((name.to_vec(), path.to_vec()));
-                }
-            }
+            found.v1.push((controllers.to_vec(), path.to_vec()));
         }
         found
     }
@@ -72,12 +69,21 @@ impl Membership {
     pub(crate) fn path(&self, version: Version, controller: Controller) -> Option<&[u8]> {
         match version {
             Version::V2 => self.unified.as_deref(),
-            Version::V1 => self
-                .v1
-                .iter()
-                .find(|(name, _)| name == controller.name().as_bytes())
-                .map(|(_, path)| path.as_slice()),
+            Version::V1 => self.line(controller).map(|(_, path)| path.as_slice()),
         }
+    }
+
+    /// The name of the folder that a line's joined controllers are usually mounted at: `cpu,cpuacct`.
+    pub(crate) fn joined(&self, controller: Controller) -> Option<String> {
+        self.line(controller).map(|(names, _)| String::from_utf8_lossy(names).into_owned())
+    }
+
+    fn line(&self, controller: Controller) -> Option<&(Vec<u8>, Vec<u8>)> {
+        // `name=systemd` and its like are hierarchies without a controller.
+        let named = |names: &[u8]| {
+            names.split(|b| *b == b',').any(|name| name == controller.name().as_bytes())
+        };
+        self.v1.iter().find(|(names, _)| named(names))
     }
 }
 

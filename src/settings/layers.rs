@@ -5,10 +5,13 @@
 
 use std::ffi::OsString;
 use std::fmt;
-use std::os::unix::fs::MetadataExt;
+use std::fs::File;
+use std::io::Read;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::PathBuf;
 
 use clap::ArgMatches;
+use nix::libc;
 
 use crate::cli::{self, KEYS, Key};
 use crate::exit::{Failure, usage};
@@ -266,21 +269,28 @@ impl Layers<'_> {
             Some(path) => (path, true),
             None => (PathBuf::from("throng.toml"), false),
         };
+        let shown = path.display().to_string();
+        let unreadable =
+            |error| usage(format!("cannot read the configuration file {shown}: {error}"));
+        // Opened once, so that what is judged is what is read; not blocking, in case it is a pipe.
+        let opened = File::options().read(true).custom_flags(libc::O_NONBLOCK).open(&path);
+        let mut file = match opened {
+            Err(_) if !asked => return Ok(None),
+            opened => opened.map_err(unreadable)?,
+        };
+        let info = file.metadata().map_err(unreadable)?;
         if !asked {
-            let Some(info) = std::fs::metadata(&path).ok().filter(std::fs::Metadata::is_file)
-            else {
+            if !info.is_file() {
                 return Ok(None);
-            };
+            }
             let ours = info.uid() == 0 || info.uid() == nix::unistd::geteuid().as_raw();
             if !ours || info.mode() & 0o022 != 0 {
                 warnings.push("throng.toml here is not taken, because others may write it; --config throng.toml takes it".to_owned());
                 return Ok(None);
             }
         }
-        let shown = path.display();
-        let text = std::fs::read_to_string(&path).map_err(|error| {
-            usage(format!("cannot read the configuration file {shown}: {error}"))
-        })?;
+        let mut text = String::new();
+        file.read_to_string(&mut text).map_err(unreadable)?;
         let table: toml::Table =
             text.parse().map_err(|error| usage(format!("{shown} is no valid TOML: {error}")))?;
         if let Some(unknown) = table

@@ -10,7 +10,7 @@ const MAY_NAME: &[(&str, &[&str])] = &[
     ("log", &["units"]),
     ("probe", &["units"]),
     ("plan", &["probe", "units"]),
-    ("fleet", &["exit", "plan", "probe", "units"]),
+    ("fleet", &["exit"]),
     ("sockets", &["units"]),
     ("report", &["plan", "probe", "units"]),
     ("engine", &["exit", "fleet", "log", "plan", "probe", "sockets", "units"]),
