@@ -220,3 +220,20 @@ fn an_early_stop_signal_is_not_lost() {
         assert!([0, 143].contains(&run.stop()));
     }
 }
+
+#[test]
+fn scaling_keeps_within_the_bounds() {
+    let bounds = ["--workers", "2", "--min-workers", "2", "--max-workers", "3"];
+    let mut run =
+        sh(&bounds, "echo up id=$THRONG_WORKER_ID of=$THRONG_WORKER_COUNT; exec sleep 1000");
+    run.wait_for(2, "of=2");
+    run.signal(Signal::SIGTTIN);
+    run.wait("up id=3 of=3");
+    run.signal(Signal::SIGTTIN);
+    run.signal(Signal::SIGTTOU);
+    run.wait_log("2 workers instead of 3");
+    run.signal(Signal::SIGTTOU);
+    assert_eq!(run.stop(), 0);
+    let log = run.text(Source::Err);
+    assert!(!log.contains("4 workers instead") && !log.contains("1 worker instead"), "{log}");
+}

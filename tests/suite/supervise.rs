@@ -275,3 +275,39 @@ fn who_was_here_before_us_is_not_ours_to_end() {
     assert!([0, 143].contains(&status), "{status}");
     kill(before, Signal::SIGKILL).unwrap();
 }
+
+#[test]
+fn a_worker_that_fails_for_another_reason_does_not_stop_one_that_shares_its_port() {
+    let port = free_port();
+    let failing = "os.environ['THRONG_WORKER_ID']=='1' and sys.exit('cannot reach the database')\ntime.sleep(1000)";
+    let script = server(port, failing);
+    let mut command =
+        throng(&["--workers", "2", "--max-restarts", "3", "--", "python3", "-c", &script]);
+    let mut run = Run::start(command.env("PORT", port.to_string()));
+    run.wait_log("worker 1 is given up after 3 early ends");
+    assert_eq!(run.stop(), 0);
+    assert!(!run.text(Source::Err).contains("wanted port"));
+}
+
+#[test]
+fn a_group_whose_last_end_nobody_tells_us_costs_no_grace() {
+    // The leader's child has a child in the group and leaves the group itself: the grandchild's end
+    // is told to the child alone, which never asks.
+    let script = "import os,signal,time\n\
+        if os.fork()==0:\n\
+        \x20if os.fork()==0: signal.pause()\n\
+        \x20os.setsid(); print('up',flush=True); signal.pause()\n\
+        signal.pause()";
+    let mut run = Run::start(&mut throng(&[
+        "--workers",
+        "2",
+        "--grace",
+        "1h",
+        "--",
+        "python3",
+        "-c",
+        script,
+    ]));
+    run.wait_for(2, "up");
+    assert_eq!(run.stop(), 0);
+}
