@@ -3,10 +3,9 @@
 use std::io::{BufRead, BufReader, Read};
 use std::process::Stdio;
 
-use nix::sys::signal::{Signal, kill};
-use nix::unistd::Pid;
+use nix::sys::signal::Signal;
 
-use crate::support::{LIMIT, Run, done, shell_status, throng};
+use crate::support::{Guarded, LIMIT, Run, done, throng};
 
 #[test]
 fn lines_carry_their_worker_where_asked() {
@@ -50,22 +49,19 @@ fn lines_never_mix_and_none_is_lost() {
 #[test]
 fn a_reader_that_stands_still_stops_nobody_and_loses_nothing() {
     let script = "import sys\nfor n in range(200000): sys.stdout.write('%d line\\n'%n)";
-    let mut child =
-        throng(&["-q", "--restart", "never", "--workers", "2", "--", "python3", "-c", script])
-            .stdout(Stdio::piped())
-            .spawn()
-            .unwrap();
-    let mut pipe = BufReader::new(child.stdout.take().unwrap());
+    let args = ["-q", "--restart", "never", "--workers", "2", "--", "python3", "-c", script];
+    let mut child = Guarded::start(throng(&args).stdout(Stdio::piped()));
+    let mut pipe = BufReader::new(child.0.stdout.take().unwrap());
     let mut first = String::new();
     pipe.read_line(&mut first).unwrap();
     // Nothing more is read for now: the launcher has no more than its buffer, and still listens.
-    let launcher = procfs::process::Process::new(child.id().cast_signed()).unwrap();
+    let launcher = procfs::process::Process::new(child.pid().as_raw()).unwrap();
     let rss = launcher.statm().unwrap().resident * procfs::page_size();
     assert!(rss < 64 << 20, "{rss} bytes");
     let mut rest = String::new();
     pipe.read_to_string(&mut rest).unwrap();
     assert_eq!(1 + rest.lines().count(), 400_000);
-    assert_eq!(shell_status(child.wait().unwrap()), 0);
+    assert_eq!(child.end(), 0);
 }
 
 #[test]
@@ -73,17 +69,17 @@ fn a_reader_that_never_reads_does_not_keep_a_stop_waiting() {
     let (reader, writer) = std::io::pipe().unwrap();
     let script = "echo up >&2; while :; do echo 0123456789012345678901234567890123456789; done";
     let mut command = throng(&["--workers", "2", "--grace", "200ms", "--", "sh", "-c", script]);
-    let mut child = command.stdout(writer).stderr(Stdio::piped()).spawn().unwrap();
+    let mut child = Guarded::start(command.stdout(writer).stderr(Stdio::piped()));
     drop(command);
-    let mut log = BufReader::new(child.stderr.take().unwrap());
+    let mut log = BufReader::new(child.0.stderr.take().unwrap());
     let mut line = String::new();
     while line != "up\n" {
         line.clear();
         assert!(log.read_line(&mut line).unwrap() > 0);
     }
-    kill(Pid::from_raw(child.id().cast_signed()), Signal::SIGTERM).unwrap();
+    child.signal(Signal::SIGTERM);
     let begun = std::time::Instant::now();
-    let status = shell_status(child.wait().unwrap());
+    let status = child.end();
     // A writer that waits for its pipe obeys TERM by its default action.
     assert_eq!(status, 0);
     assert!(begun.elapsed() < LIMIT);
@@ -95,10 +91,10 @@ fn a_gigabyte_without_a_newline_is_not_kept() {
     // 64 MiB do as well: far more than the 64 KiB that a line may have.
     let script = "head -c 67108864 /dev/zero | tr '\\0' x";
     let args = ["-q", "--restart", "never", "--workers", "2", "--", "sh", "-c", script];
-    let mut child = throng(&args).stdout(Stdio::piped()).spawn().unwrap();
+    let mut child = Guarded::start(throng(&args).stdout(Stdio::piped()));
     let mut total = 0;
     let mut peak = 0;
-    let mut pipe = child.stdout.take().unwrap();
+    let mut pipe = child.0.stdout.take().unwrap();
     let mut piece = vec![0; 1 << 20];
     loop {
         let read = pipe.read(&mut piece).unwrap();
@@ -108,14 +104,14 @@ fn a_gigabyte_without_a_newline_is_not_kept() {
         // All but the newlines that may part the pieces.
         total += piece[..read].split(|b| *b == b'\n').map(<[u8]>::len).sum::<usize>();
         if let Ok(status) =
-            procfs::process::Process::new(child.id().cast_signed()).and_then(|p| p.status())
+            procfs::process::Process::new(child.pid().as_raw()).and_then(|p| p.status())
         {
             peak = peak.max(status.vmhwm.unwrap_or(0));
         }
     }
     assert_eq!(total, 2 * 67_108_864);
     assert!(peak > 0 && peak < 32 << 10, "{peak} KiB");
-    assert_eq!(shell_status(child.wait().unwrap()), 0);
+    assert_eq!(child.end(), 0);
 }
 
 #[test]
@@ -123,11 +119,11 @@ fn a_full_disk_costs_lines_and_not_the_run() {
     let full = std::fs::OpenOptions::new().write(true).open("/dev/full").unwrap();
     let mut command =
         throng(&["--workers", "2", "--", "sh", "-c", "echo lost; echo up >&2; exec sleep 1000"]);
-    let mut child = command.stdout(full).stderr(Stdio::piped()).spawn().unwrap();
-    let mut log = BufReader::new(child.stderr.take().unwrap()).lines();
+    let mut child = Guarded::start(command.stdout(full).stderr(Stdio::piped()));
+    let mut log = BufReader::new(child.0.stderr.take().unwrap()).lines();
     assert!(log.any(|line| line.unwrap().contains("were lost")));
-    kill(Pid::from_raw(child.id().cast_signed()), Signal::SIGTERM).unwrap();
-    assert_eq!(shell_status(child.wait().unwrap()), 0);
+    child.signal(Signal::SIGTERM);
+    assert_eq!(child.end(), 0);
 }
 
 #[test]
@@ -154,7 +150,7 @@ fn one_pipe_for_both_streams_has_whole_lines_too() {
     let mut command =
         throng(&["-q", "--restart", "never", "--workers", "3", "--", "python3", "-c", script]);
     command.stdout(writer.try_clone().unwrap()).stderr(writer);
-    let mut child = command.spawn().unwrap();
+    let mut child = Guarded::start(&mut command);
     drop(command);
     let mut lines = 0;
     for line in BufReader::new(reader).lines() {
@@ -164,7 +160,7 @@ fn one_pipe_for_both_streams_has_whole_lines_too() {
         lines += 1;
     }
     assert_eq!(lines, 9000);
-    assert_eq!(shell_status(child.wait().unwrap()), 0);
+    assert_eq!(child.end(), 0);
 }
 
 #[test]
@@ -173,9 +169,9 @@ fn a_stop_does_not_wait_for_who_never_reads_the_log() {
     let script = "echo up; while :; do echo 0123456789012345678901234567890123456789 >&2; done";
     let mut command = throng(&["--workers", "2", "--grace", "200ms", "--", "sh", "-c", script]);
     let probe = writer.try_clone().unwrap();
-    let mut child = command.stderr(writer).stdout(Stdio::piped()).spawn().unwrap();
+    let mut child = Guarded::start(command.stderr(writer).stdout(Stdio::piped()));
     drop(command);
-    let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
+    let mut lines = BufReader::new(child.0.stdout.take().unwrap()).lines();
     assert_eq!(lines.next().unwrap().unwrap(), "up");
     // Full: from now on every write to it would wait.
     let full = std::time::Instant::now() + LIMIT;
@@ -183,8 +179,8 @@ fn a_stop_does_not_wait_for_who_never_reads_the_log() {
         assert!(std::time::Instant::now() < full);
         std::thread::yield_now();
     }
-    kill(Pid::from_raw(child.id().cast_signed()), Signal::SIGTERM).unwrap();
-    assert!([0, 137].contains(&shell_status(child.wait().unwrap())));
+    child.signal(Signal::SIGTERM);
+    assert!([0, 137].contains(&child.end()));
     drop(reader);
 }
 
