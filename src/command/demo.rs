@@ -11,7 +11,7 @@ use axum::routing::get;
 use clap::ArgMatches;
 use tokio::signal::unix::{SignalKind, signal};
 
-use super::run::{own_program, start};
+use super::run::start;
 use super::{print, size};
 use crate::exit::{Failure, SUCCESS, usage};
 use crate::plan::Given;
@@ -41,7 +41,8 @@ pub(super) fn run(matches: &ArgMatches, host: &Host) -> Result<u8, Failure> {
         return size::report(&settings, host);
     }
     let words = settings.command.clone();
-    start(&settings, host, Some(own_program()?), words, &announce)
+    let own = std::env::current_exe().context("cannot find our own program file")?;
+    start(&settings, host, Some(own), words, &announce)
 }
 
 /// On standard output, so that it is seen whatever is done with the log.

@@ -5,7 +5,7 @@ use std::io::{self, IsTerminal};
 use std::path::PathBuf;
 use std::time::Duration;
 
-use anyhow::{Context, anyhow};
+use anyhow::anyhow;
 use tracing::{info, warn};
 
 use super::colored;
@@ -208,10 +208,4 @@ fn say_why(sized: &Sized) {
     for warning in &plan.warnings {
         warn!(event = "plan_warning", "{warning}");
     }
-}
-
-/// This program's own file, for workers that are we ourselves.
-pub(super) fn own_program() -> Result<PathBuf, Failure> {
-    let path = std::env::current_exe().context("cannot find our own program file")?;
-    Ok(path)
 }
