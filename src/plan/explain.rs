@@ -118,7 +118,7 @@ impl Explained {
                         "a share of the limit, as told"
                     }
                     Some(_) => "as told",
-                    None if resources.memory.swap => {
+                    None if ceiling.swap => {
                         "a tenth, 48 MiB to 1 GiB: kernel, page tables, sockets, hot files"
                     }
                     None => {

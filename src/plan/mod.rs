@@ -10,14 +10,14 @@ mod whatif;
 
 use std::collections::BTreeMap;
 
-pub use reason::{Bound, Change, Choice, Given, Step, Variable};
+pub use reason::{Bound, Change, Choice, Edit, Given, MemoryEdit, Step, Variable};
 pub use runtime::Runtime;
 pub use sizing::{Headroom, MOST_WORKERS, Rounding};
 
-use crate::probe::{Ceiling, Fact, Resources};
+use crate::probe::{Ceiling, Cpu, Fact, Resources};
 use crate::units::Fraction;
 use limits::Allowance;
-use sizing::{Inputs, Outcome};
+use sizing::{Cpus, Inputs, Outcome};
 
 /// What is asked for; [`Request::default`] asks for the best number with no hints.
 #[derive(Clone, Debug)]
@@ -141,10 +141,9 @@ pub fn plan(resources: Resources, request: &Request) -> Plan {
 fn inputs(resources: &Resources, request: &Request) -> Inputs {
     Inputs {
         ceilings: resources.memory.ceilings.clone(),
-        swap: resources.memory.swap,
         headroom: request.headroom.as_ref().map(|given| given.value),
         worker_memory: worker_memory(request).value,
-        cpus: resources.cpu.usable,
+        cpus: cpus(&resources.cpu),
         workers_per_cpu: request.workers_per_cpu.value,
         rounding: request.cpu_round.value,
         task_room: resources.tasks.room,
@@ -153,6 +152,12 @@ fn inputs(resources: &Resources, request: &Request) -> Inputs {
         most: request.max_workers.as_ref().map(|given| given.value),
         explicit: request.workers.as_ref().map(|given| given.value),
     }
+}
+
+fn cpus(cpu: &Cpu) -> Cpus {
+    let quota = cpu.quota.as_ref().map(|quota| quota.value.as_f64());
+    // Where more is pretended than there are to run on, these do not count.
+    Cpus { quota, set: cpu.set.filter(|set| f64::from(*set) >= cpu.usable) }
 }
 
 fn worker_memory(request: &Request) -> Given<u64> {
@@ -167,7 +172,9 @@ impl Resources {
     #[must_use]
     pub fn pretend_memory(mut self, bytes: u64, source: &str) -> Self {
         let limit = Some(Fact { value: bytes, source: source.to_owned() });
-        self.memory.ceilings = vec![Ceiling { limit: limit.clone(), high: None, used: 0 }];
+        let swap = self.memory.ceilings.iter().all(|ceiling| ceiling.swap);
+        let pretended = Ceiling { limit: limit.clone(), high: None, used: 0, swap, machine: false };
+        self.memory.ceilings = vec![pretended];
         self.memory.limit = limit;
         self.memory.high = None;
         self.memory.available = Some(bytes);

@@ -85,13 +85,48 @@ impl Step {
     }
 }
 
-/// A change of one input that gives another number; recomputing with it gives exactly `workers`.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+/// A change of the machine or the settings that gives another number; computing again with it gives
+/// exactly `workers`.
+#[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Change {
     /// The change, to be read after "with".
     pub with: String,
     /// The number it gives.
     pub workers: u32,
+    /// The same change for programs.
+    pub edit: Edit,
+}
+
+/// What to change. Everything that is named changes together; what is `None` or `false` stays.
+#[derive(Clone, Debug, Default, PartialEq, Serialize)]
+pub struct Edit {
+    /// More memory.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub add_memory: Option<MemoryEdit>,
+    /// More CPU time per wall-clock time, in CPUs, where a quota binds.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub add_quota: Option<f64>,
+    /// More CPUs to run on, where their number binds.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub add_cpus: Option<u32>,
+    /// So many more processes and threads.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub add_tasks: Option<u64>,
+    /// This `--worker-memory` in bytes.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub worker_memory_bytes: Option<u64>,
+    /// No `--max-workers`.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub no_max_workers: bool,
+}
+
+/// More memory at one limit or at several.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct MemoryEdit {
+    /// So many bytes more, each.
+    pub bytes: u64,
+    /// Where: the sources of the limits, hard ones and those that throttle.
+    pub at: Vec<String>,
 }
 
 /// A variable that a worker gets, with the reason.

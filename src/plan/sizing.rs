@@ -32,14 +32,30 @@ pub enum Headroom {
     Share(f64),
 }
 
+/// How many CPUs there are.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) struct Cpus {
+    /// CPU time per wall-clock time.
+    pub(crate) quota: Option<f64>,
+    /// CPUs to run on.
+    pub(crate) set: Option<u32>,
+}
+
+impl Cpus {
+    /// The smaller of both; one where nothing is known.
+    pub(crate) fn usable(self) -> f64 {
+        let set = self.set.map(f64::from);
+        self.quota.into_iter().chain(set).min_by(f64::total_cmp).unwrap_or(1.0)
+    }
+}
+
 /// Everything that the number depends on.
 #[derive(Clone, Debug)]
 pub(crate) struct Inputs {
     pub(crate) ceilings: Vec<Ceiling>,
-    pub(crate) swap: bool,
     pub(crate) headroom: Option<Headroom>,
     pub(crate) worker_memory: u64,
-    pub(crate) cpus: f64,
+    pub(crate) cpus: Cpus,
     pub(crate) workers_per_cpu: f64,
     pub(crate) rounding: Rounding,
     pub(crate) task_room: Option<u64>,
@@ -71,8 +87,6 @@ pub(crate) struct Outcome {
     pub(crate) memory: Option<MemoryRoom>,
     pub(crate) by_cpu: u32,
     pub(crate) by_tasks: Option<u32>,
-    /// Whether at least one worker fits in memory and tasks.
-    pub(crate) fits: bool,
 }
 
 impl Inputs {
@@ -80,9 +94,8 @@ impl Inputs {
         let memory = self.memory();
         let by_cpu = self.by_cpu();
         let by_tasks = self.by_tasks();
-        let fits = memory.as_ref().is_none_or(|room| room.workers > 0) && by_tasks != Some(0);
         let (workers, bound_by) = self.decide(memory.as_ref(), by_cpu, by_tasks);
-        Outcome { workers, bound_by, memory, by_cpu, by_tasks, fits }
+        Outcome { workers, bound_by, memory, by_cpu, by_tasks }
     }
 
     fn decide(
@@ -112,7 +125,7 @@ impl Inputs {
         by_cpu: u32,
         by_tasks: Option<u32>,
     ) -> (u32, Bound) {
-        let mut best = (by_cpu, self.cpus * self.workers_per_cpu, Bound::Cpu);
+        let mut best = (by_cpu, self.cpus.usable() * self.workers_per_cpu, Bound::Cpu);
         let by_memory = memory
             .map(|room| (room.workers, ratio(room.budget, self.worker_memory), Bound::Memory));
         let by_tasks = by_tasks.map(|workers| (workers, f64::from(workers), Bound::Tasks));
@@ -125,47 +138,50 @@ impl Inputs {
     }
 
     fn memory(&self) -> Option<MemoryRoom> {
-        let rooms =
-            self.ceilings.iter().enumerate().map(|(index, ceiling)| self.under(index, ceiling));
+        let machine = self.ceilings.iter().find(|ceiling| ceiling.machine);
+        let ram = machine.and_then(|machine| machine.limit.as_ref()).map(|ram| ram.value);
+        let rooms = self.ceilings.iter().enumerate();
+        let rooms = rooms.filter_map(|(index, ceiling)| self.under(index, ceiling, ram));
         // The first of equals is our own group, which is the one a user can change.
         rooms.min_by_key(|room| room.budget)
     }
 
-    fn under(&self, index: usize, ceiling: &Ceiling) -> MemoryRoom {
-        let limit = ceiling.limit.as_ref().map(|limit| limit.value);
-        let headroom = limit.map_or(0, |limit| self.headroom(limit));
+    /// `None` where the ceiling does not bind, because the machine itself has no more.
+    fn under(&self, index: usize, ceiling: &Ceiling, ram: Option<u64>) -> Option<MemoryRoom> {
+        let binds = |bytes: &u64| ceiling.machine || ram.is_none_or(|ram| *bytes < ram);
+        let limit = ceiling.limit.as_ref().map(|limit| limit.value).filter(binds);
+        let high = ceiling.high.as_ref().map(|high| high.value).filter(binds);
+        limit.or(high)?;
+        let headroom = limit.map_or(0, |limit| self.headroom(limit, ceiling.swap));
         let hard = limit.map_or(u64::MAX, |limit| limit.saturating_sub(headroom));
         // Above memory.high tasks are throttled and never killed; without swap that is a livelock.
-        let soft = ceiling
-            .high
-            .as_ref()
-            .map_or(u64::MAX, |high| high.value / 100 * 95 + high.value % 100 * 95 / 100);
+        let soft = high.map_or(u64::MAX, |high| high / 100 * 95 + high % 100 * 95 / 100);
         let budget = hard.min(soft).saturating_sub(ceiling.used);
         let workers = u32::try_from(budget / self.worker_memory.max(1)).unwrap_or(u32::MAX);
-        MemoryRoom {
+        Some(MemoryRoom {
             index,
             headroom,
             by_high: soft < hard,
             budget,
             workers: workers.min(MOST_WORKERS),
-        }
+        })
     }
 
     /// Kept for the kernel, page tables, sockets and hot page cache: a tenth, within bounds, and half
     /// as much again where no swap can take a peak.
-    fn headroom(&self, limit: u64) -> u64 {
+    fn headroom(&self, limit: u64, swap: bool) -> u64 {
         match self.headroom {
             Some(Headroom::Bytes(bytes)) => bytes,
             Some(Headroom::Share(share)) => portion(limit, share),
             None => {
                 let tenth = (limit / 10).clamp(48 * MIB, GIB);
-                if self.swap { tenth } else { tenth / 2 * 3 }
+                if swap { tenth } else { tenth / 2 * 3 }
             }
         }
     }
 
     fn by_cpu(&self) -> u32 {
-        let exact = self.cpus * self.workers_per_cpu;
+        let exact = self.cpus.usable() * self.workers_per_cpu;
         let whole = match self.rounding {
             Rounding::Nearest => exact.round(),
             Rounding::Floor => exact.floor(),
@@ -209,16 +225,20 @@ mod tests {
     use crate::probe::Fact;
 
     fn ceiling(limit: u64, used: u64) -> Ceiling {
-        Ceiling { limit: Some(Fact { value: limit, source: String::new() }), high: None, used }
+        let limit = Some(Fact { value: limit, source: String::new() });
+        Ceiling { limit, high: None, used, swap: true, machine: false }
+    }
+
+    fn quota(cpus: f64) -> Cpus {
+        Cpus { quota: Some(cpus), set: None }
     }
 
     fn inputs() -> Inputs {
         Inputs {
             ceilings: vec![ceiling(512 * MIB, 0)],
-            swap: true,
             headroom: None,
             worker_memory: 100 * MIB,
-            cpus: 4.0,
+            cpus: quota(4.0),
             workers_per_cpu: 1.0,
             rounding: Rounding::Nearest,
             task_room: None,
@@ -232,18 +252,19 @@ mod tests {
     #[test]
     fn headroom_is_a_tenth_within_bounds_and_more_without_swap() {
         let with = inputs();
-        assert_eq!(with.headroom(256 * MIB), 48 * MIB);
-        assert_eq!(with.headroom(1000 * MIB), 100 * MIB);
-        assert_eq!(with.headroom(100 * GIB), GIB);
-        assert_eq!(Inputs { swap: false, ..inputs() }.headroom(1000 * MIB), 150 * MIB);
-        assert_eq!(Inputs { headroom: Some(Headroom::Share(0.2)), ..inputs() }.headroom(1000), 200);
+        assert_eq!(with.headroom(256 * MIB, true), 48 * MIB);
+        assert_eq!(with.headroom(1000 * MIB, true), 100 * MIB);
+        assert_eq!(with.headroom(100 * GIB, true), GIB);
+        assert_eq!(with.headroom(1000 * MIB, false), 150 * MIB);
+        let share = Inputs { headroom: Some(Headroom::Share(0.2)), ..inputs() };
+        assert_eq!(share.headroom(1000, false), 200);
     }
 
     #[test]
     fn the_least_resource_binds() {
         let outcome = inputs().size();
         assert_eq!((outcome.workers, outcome.bound_by), (4, Bound::Cpu));
-        let outcome = Inputs { cpus: 8.0, ..inputs() }.size();
+        let outcome = Inputs { cpus: quota(8.0), ..inputs() }.size();
         assert_eq!((outcome.workers, outcome.bound_by), (4, Bound::Memory));
         let outcome = Inputs { task_room: Some(11), ..inputs() }.size();
         assert_eq!((outcome.workers, outcome.bound_by), (3, Bound::Tasks));
@@ -277,7 +298,7 @@ mod tests {
         for (cpus, nearest, floor, ceil) in
             [(0.01, 1, 1, 1), (1.5, 2, 1, 2), (2.4, 2, 2, 3), (2.6, 3, 2, 3)]
         {
-            let by = |rounding| Inputs { cpus, rounding, ..inputs() }.by_cpu();
+            let by = |rounding| Inputs { cpus: quota(cpus), rounding, ..inputs() }.by_cpu();
             assert_eq!(
                 (by(Rounding::Nearest), by(Rounding::Floor), by(Rounding::Ceil)),
                 (nearest, floor, ceil)
@@ -288,21 +309,34 @@ mod tests {
     #[test]
     fn one_worker_runs_even_where_none_fits() {
         let outcome = Inputs { ceilings: vec![ceiling(4096, 0)], ..inputs() }.size();
-        assert_eq!((outcome.workers, outcome.fits), (1, false));
+        assert_eq!((outcome.workers, outcome.memory.map(|room| room.workers)), (1, Some(0)));
+    }
+
+    #[test]
+    fn a_limit_at_or_above_the_machine_does_not_bind() {
+        let machine = Ceiling { machine: true, ..ceiling(GIB, 0) };
+        let index = |limit| {
+            let ceilings = vec![ceiling(limit, 900 * MIB), machine.clone()];
+            Inputs { ceilings, ..inputs() }.size().memory.map(|room| room.index)
+        };
+        assert_eq!(index(GIB), Some(1));
+        assert_eq!(index(GIB - 1), Some(0));
     }
 
     prop_compose! {
         fn any_inputs()(
             limits in proptest::collection::vec((any::<u64>(), any::<u64>(), proptest::option::of(any::<u64>())), 0..4),
-            swap: bool, worker_memory: u64, cpus in 0.0..9000.0f64, per in 0.01..50.0f64,
+            ram in proptest::option::of(any::<u64>()), swap: bool, worker_memory: u64, cpus in 0.0..9000.0f64, per in 0.01..50.0f64,
             room in proptest::option::of(any::<u64>()), tasks_per_worker: u64,
             most in proptest::option::of(1u32..100), least in 1u32..3,
         ) -> Inputs {
             let ceilings = limits.into_iter().map(|(limit, used, high)| Ceiling {
                 high: high.map(|value| Fact { value, source: String::new() }),
+                swap,
                 ..ceiling(limit, used)
             });
-            Inputs { ceilings: ceilings.collect(), swap, worker_memory, cpus, workers_per_cpu: per,
+            let machine = ram.map(|ram| Ceiling { machine: true, ..ceiling(ram, 0) });
+            Inputs { ceilings: ceilings.chain(machine).collect(), worker_memory, cpus: quota(cpus), workers_per_cpu: per,
                      task_room: room, tasks_per_worker, most: most.map(|m| m.max(least)), least, ..inputs() }
         }
     }
@@ -329,7 +363,7 @@ mod tests {
                     limit.value = limit.value.saturating_add(extra);
                 }
             }
-            roomier.cpus += cpus;
+            roomier.cpus = quota(roomier.cpus.usable() + cpus);
             roomier.task_room = roomier.task_room.map(|room| room.saturating_add(extra));
             prop_assert!(roomier.size().workers >= before);
         }

@@ -1,43 +1,287 @@
 //! What would give another number. Each answer is found by computing again with the change, so it
 //! cannot differ from what the changed machine would say.
 
-use super::reason::{Bound, Change};
+use super::reason::{Bound, Change, Edit, MemoryEdit};
 use super::sizing::{Inputs, Outcome, Rounding};
-use crate::units::{MIB, show_number, show_size};
+use crate::probe::Fact;
+use crate::units::{MIB, parse_size, plural, show_number, show_size};
 
-/// Changes beyond this help nobody decide.
-const MOST_MEMORY: u64 = 1 << 44;
+/// Changes beyond this help nobody decide: 16 TiB, ten thousand CPUs, as many tasks as a kernel has.
+const MOST_MIB: u64 = 1 << 24;
+const MOST_HUNDREDTHS: u64 = 1_000_000;
+const MOST_TASKS: u64 = 1 << 22;
 
-/// The smallest single changes that give one more worker, and the cost at which there is one fewer.
+/// The smallest changes that give one more worker, and the cost at which there is one fewer.
 pub(crate) fn changes(inputs: &Inputs, outcome: &Outcome) -> Vec<Change> {
-    let mut found: Vec<_> = room_for_one(inputs, outcome).into_iter().collect();
-    if outcome.bound_by != Bound::Explicit && outcome.bound_by != Bound::MinWorkers {
-        let single = [more_memory(inputs, outcome), more_cpu(inputs, outcome)];
-        if single.iter().all(Option::is_none) {
-            found.extend(more_of_both(inputs, outcome));
+    let search = Search { inputs, outcome };
+    let mut found: Vec<_> = search.room_for_one().into_iter().collect();
+    let computed = !matches!(outcome.bound_by, Bound::Explicit | Bound::MinWorkers);
+    if computed {
+        let single: Vec<_> = [search.more_memory(), search.more_cpu(), search.more_tasks()]
+            .into_iter()
+            .flatten()
+            .collect();
+        if single.is_empty() {
+            found.extend(search.more_of_all());
         }
-        found.extend(single.into_iter().flatten());
-        found.extend(more_tasks(inputs, outcome));
-        found.extend(higher_maximum(inputs, outcome));
-        found.extend(cheaper_workers(inputs, outcome));
+        found.extend(single);
+        found.extend(search.no_maximum());
+        found.extend(search.cheaper_workers());
+        found.extend(search.dearer_workers());
     }
-    found.extend(dearer_workers(inputs, outcome));
     found
 }
 
-/// Where not even one worker fits: what would make room for it.
-fn room_for_one(inputs: &Inputs, outcome: &Outcome) -> Option<Change> {
-    outcome.memory.as_ref().filter(|room| room.workers == 0)?;
-    let wanted = |mib| with_memory(inputs, outcome, mib).size();
-    let fits = |mib| wanted(mib).memory.is_some_and(|room| room.workers > 0);
-    let mib = least(1, MOST_MEMORY / MIB, fits)?;
-    let with = format!("{}, so that one fits", memory_words(outcome, mib));
-    Some(Change { with, workers: wanted(mib).workers })
+/// The limits that get more memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Where {
+    /// The one that leaves the least.
+    Tightest,
+    /// Every one, the machine too.
+    Everywhere,
+}
+
+/// One change, in the units it is searched in.
+#[derive(Clone, Copy, Debug)]
+struct Try {
+    mib: u64,
+    at: Where,
+    hundredths: u64,
+    tasks: u64,
+    worker_mib: Option<u64>,
+    no_maximum: bool,
+}
+
+const NOTHING: Try = Try {
+    mib: 0,
+    at: Where::Tightest,
+    hundredths: 0,
+    tasks: 0,
+    worker_mib: None,
+    no_maximum: false,
+};
+
+struct Search<'a> {
+    inputs: &'a Inputs,
+    outcome: &'a Outcome,
+}
+
+impl Search<'_> {
+    /// Where not even one worker fits: what would make room for it.
+    fn room_for_one(&self) -> Option<Change> {
+        self.outcome.memory.as_ref().filter(|room| room.workers == 0)?;
+        let fits = |tried: Try| self.size(tried).memory.is_some_and(|room| room.workers > 0);
+        let mut change = self.change(Self::least_memory(fits)?);
+        change.with.push_str(", so that one fits");
+        Some(change)
+    }
+
+    fn more_memory(&self) -> Option<Change> {
+        self.outcome.memory.as_ref()?;
+        Some(self.change(Self::least_memory(|tried| self.helps(tried))?))
+    }
+
+    /// At the tightest limit if that is enough, else at all of them.
+    fn least_memory(good: impl Fn(Try) -> bool) -> Option<Try> {
+        [Where::Tightest, Where::Everywhere].into_iter().find_map(|at| {
+            let with = |mib| Try { mib, at, ..NOTHING };
+            least(1, MOST_MIB, |mib| good(with(mib))).map(with)
+        })
+    }
+
+    fn more_cpu(&self) -> Option<Change> {
+        let step = self.cpu_step();
+        let with = |steps| Try { hundredths: steps * step, ..NOTHING };
+        let steps = least(1, MOST_HUNDREDTHS / step, |steps| self.helps(with(steps)))?;
+        Some(self.change(with(steps)))
+    }
+
+    fn more_tasks(&self) -> Option<Change> {
+        self.inputs.task_room?;
+        let with = |tasks| Try { tasks, ..NOTHING };
+        Some(self.change(with(least(1, MOST_TASKS, |tasks| self.helps(with(tasks)))?)))
+    }
+
+    /// Where nothing helps by itself: the least of each that does together.
+    fn more_of_all(&self) -> Option<Change> {
+        let step = self.cpu_step();
+        let mut tried = Try {
+            mib: MOST_MIB,
+            at: Where::Everywhere,
+            hundredths: MOST_HUNDREDTHS / step * step,
+            tasks: MOST_TASKS,
+            ..NOTHING
+        };
+        tried.mib = least(0, MOST_MIB, |mib| self.helps(Try { mib, ..tried }))?;
+        let tightest = Try { at: Where::Tightest, ..tried };
+        if self.helps(tightest) {
+            tried = tightest;
+        }
+        let cpu = |steps| Try { hundredths: steps * step, ..tried };
+        tried = cpu(least(0, MOST_HUNDREDTHS / step, |steps| self.helps(cpu(steps)))?);
+        tried.tasks = least(0, MOST_TASKS, |tasks| self.helps(Try { tasks, ..tried }))?;
+        Some(self.change(tried))
+    }
+
+    fn no_maximum(&self) -> Option<Change> {
+        let freed = Try { no_maximum: true, ..NOTHING };
+        (self.outcome.bound_by == Bound::MaxWorkers && self.helps(freed))
+            .then(|| self.change(freed))
+    }
+
+    fn cheaper_workers(&self) -> Option<Change> {
+        let current = self.inputs.worker_memory.div_ceil(MIB);
+        let with = |less: u64| Try { worker_mib: Some(current - less), ..NOTHING };
+        // Searched from above: the largest cost that gives more workers.
+        let less = least(1, current.checked_sub(1)?, |less| self.helps(with(less)))?;
+        Some(self.change(with(less)))
+    }
+
+    /// The cost is mostly an assumption, so its reader must know where the number tips.
+    fn dearer_workers(&self) -> Option<Change> {
+        let room = self.outcome.memory.as_ref().filter(|_| self.outcome.workers > 1)?;
+        let current = self.inputs.worker_memory / MIB;
+        let with = |mib| Try { worker_mib: Some(mib), ..NOTHING };
+        // Beyond twice the assumption it is no longer a doubt about the assumption.
+        let most = (room.budget / MIB + 1).min(2 * current);
+        let fewer = |mib| self.size(with(mib)).workers < self.outcome.workers;
+        let mib = least(current + 1, most, fewer)?;
+        let change = self.change(with(mib));
+        Some(Change { with: format!("{mib} MiB per worker, should they need that"), ..change })
+    }
+
+    fn helps(&self, tried: Try) -> bool {
+        self.size(tried).workers > self.outcome.workers
+    }
+
+    fn size(&self, tried: Try) -> Outcome {
+        let mut inputs = self.inputs.clone();
+        let raised = self.raised(tried.at);
+        for (_, ceiling) in
+            inputs.ceilings.iter_mut().enumerate().filter(|(index, _)| raised.contains(index))
+        {
+            for fact in ceiling.limit.iter_mut().chain(&mut ceiling.high) {
+                fact.value = fact.value.saturating_add(tried.mib * MIB);
+            }
+        }
+        let edit = self.cpu_edit(tried.hundredths);
+        inputs.cpus.quota = inputs.cpus.quota.map(|quota| quota + edit.0.unwrap_or(0.0));
+        inputs.cpus.set = inputs.cpus.set.map(|set| set.saturating_add(edit.1.unwrap_or(0)));
+        inputs.task_room = inputs.task_room.map(|room| room.saturating_add(tried.tasks));
+        if let Some(mib) = tried.worker_mib {
+            inputs.worker_memory = mib * MIB;
+        }
+        if tried.no_maximum {
+            inputs.most = None;
+        }
+        inputs.size()
+    }
+
+    fn raised(&self, at: Where) -> Vec<usize> {
+        match (at, &self.outcome.memory) {
+            (Where::Tightest, Some(room)) => vec![room.index],
+            _ => (0..self.inputs.ceilings.len()).collect(),
+        }
+    }
+
+    /// Quotas come in hundredths of a CPU here, CPUs to run on only whole.
+    fn cpu_step(&self) -> u64 {
+        if self.by_set() { 100 } else { 1 }
+    }
+
+    fn by_set(&self) -> bool {
+        let cpus = self.inputs.cpus;
+        cpus.set.is_some_and(|set| cpus.quota.is_none_or(|quota| f64::from(set) <= quota))
+    }
+
+    /// More quota, more CPUs to run on, or both where one alone would not be enough.
+    fn cpu_edit(&self, hundredths: u64) -> (Option<f64>, Option<u32>) {
+        if hundredths == 0 {
+            return (None, None);
+        }
+        let more = hundredths_as_f64(hundredths);
+        let whole = u32::try_from(hundredths.div_ceil(100)).unwrap_or(u32::MAX);
+        let wanted = self.inputs.cpus.usable() + more;
+        let cpus = self.inputs.cpus;
+        let quota = cpus.quota.filter(|quota| *quota < wanted).map(|_| more);
+        let set = cpus.set.filter(|set| f64::from(*set) < wanted).map(|_| whole);
+        (quota, set)
+    }
+
+    fn change(&self, tried: Try) -> Change {
+        let (add_quota, add_cpus) = self.cpu_edit(tried.hundredths);
+        let edit = Edit {
+            add_memory: (tried.mib > 0).then(|| self.memory_edit(tried)),
+            add_quota,
+            add_cpus,
+            add_tasks: (tried.tasks > 0).then_some(tried.tasks),
+            worker_memory_bytes: tried.worker_mib.map(|mib| mib * MIB),
+            no_max_workers: tried.no_maximum,
+        };
+        Change { with: self.words(tried, &edit), workers: self.size(tried).workers, edit }
+    }
+
+    fn memory_edit(&self, tried: Try) -> MemoryEdit {
+        let raised = self.raised(tried.at).into_iter();
+        let facts =
+            raised.filter_map(|index| self.inputs.ceilings.get(index)).flat_map(|ceiling| {
+                let source = |fact: &Fact<u64>| fact.source.clone();
+                ceiling.limit.iter().chain(&ceiling.high).map(source).collect::<Vec<_>>()
+            });
+        MemoryEdit { bytes: tried.mib * MIB, at: facts.collect() }
+    }
+
+    fn words(&self, tried: Try, edit: &Edit) -> String {
+        let mut parts = Vec::new();
+        if tried.mib > 0 {
+            parts.push(self.memory_words(tried));
+        }
+        match (edit.add_quota, edit.add_cpus) {
+            (None, None) => {}
+            (Some(quota), None) => parts.push(format!("{} more CPU", show_number(quota))),
+            (None, Some(cpus)) => parts.push(format!("{} to run on", plural(cpus, "more CPU"))),
+            (Some(quota), Some(cpus)) => {
+                let quota = show_number(quota);
+                parts.push(format!("{quota} more CPU and {cpus} more to run on"));
+            }
+        }
+        if tried.tasks > 0 {
+            parts.push(format!("a task limit higher by {}", tried.tasks));
+        }
+        parts.extend(tried.worker_mib.map(|mib| format!("--worker-memory {mib}M")));
+        if tried.no_maximum {
+            parts.push("no --max-workers".to_owned());
+        }
+        parts.join(" and ")
+    }
+
+    fn memory_words(&self, tried: Try) -> String {
+        let size = show_exact(tried.mib);
+        if tried.at == Where::Everywhere && self.inputs.ceilings.len() > 1 {
+            return format!("{size} more memory at every level and in the machine");
+        }
+        let Some(room) = &self.outcome.memory else { return format!("{size} more memory") };
+        let ceiling = self.inputs.ceilings.get(room.index);
+        if room.by_high {
+            return format!("{size} more memory (memory.high and memory.max)");
+        }
+        match ceiling {
+            Some(ceiling) if ceiling.machine && room.index > 0 => {
+                format!("{size} more memory in the machine")
+            }
+            // Not the nearest level, where everybody would look first.
+            Some(ceiling) if room.index > 0 => {
+                let source = ceiling.limit.as_ref().map_or("", |limit| limit.source.as_str());
+                format!("{size} more memory in {source}")
+            }
+            _ => format!("{size} more memory"),
+        }
+    }
 }
 
 /// The least `x` in `low..=high` for which `good` holds, where it holds for every larger one too.
 fn least(low: u64, high: u64, good: impl Fn(u64) -> bool) -> Option<u64> {
-    if !good(high) {
+    if low > high || !good(high) {
         return None;
     }
     let (mut low, mut high) = (low, high);
@@ -48,112 +292,15 @@ fn least(low: u64, high: u64, good: impl Fn(u64) -> bool) -> Option<u64> {
     Some(low)
 }
 
-fn with_memory(inputs: &Inputs, outcome: &Outcome, mib: u64) -> Inputs {
-    let mut changed = inputs.clone();
-    let ceiling = outcome.memory.as_ref().and_then(|room| changed.ceilings.get_mut(room.index));
-    if let Some(ceiling) = ceiling {
-        for fact in ceiling.limit.iter_mut().chain(&mut ceiling.high) {
-            fact.value = fact.value.saturating_add(mib * MIB);
-        }
-    }
-    changed
-}
-
-fn with_cpus(inputs: &Inputs, hundredths: u64) -> Inputs {
-    Inputs { cpus: inputs.cpus + hundredths_as_f64(hundredths), ..inputs.clone() }
-}
-
 #[expect(clippy::cast_precision_loss, reason = "at most a million hundredths")]
 fn hundredths_as_f64(hundredths: u64) -> f64 {
     hundredths as f64 / 100.0
 }
 
-fn memory_words(outcome: &Outcome, mib: u64) -> String {
-    let size = show_exact(mib);
-    match &outcome.memory {
-        Some(room) if room.by_high => format!("{size} more memory (memory.high and memory.max)"),
-        _ => format!("{size} more memory"),
-    }
-}
-
-/// Whole mebibytes, never shortened: the number below must hold for exactly this change.
+/// Whole mebibytes, never shortened: the number must hold for exactly this change.
 fn show_exact(mib: u64) -> String {
     let shown = show_size(mib * MIB);
-    if crate::units::parse_size(&shown) == Some(mib * MIB) { shown } else { format!("{mib} MiB") }
-}
-
-fn more_memory(inputs: &Inputs, outcome: &Outcome) -> Option<Change> {
-    outcome.memory.as_ref()?;
-    let wanted = |mib| with_memory(inputs, outcome, mib).size();
-    let mib = least(1, MOST_MEMORY / MIB, |mib| wanted(mib).workers > outcome.workers)?;
-    Some(Change { with: memory_words(outcome, mib), workers: wanted(mib).workers })
-}
-
-fn more_cpu(inputs: &Inputs, outcome: &Outcome) -> Option<Change> {
-    let wanted = |hundredths| with_cpus(inputs, hundredths).size();
-    let hundredths = least(1, 1_000_000, |more| wanted(more).workers > outcome.workers)?;
-    let with = format!("{} more CPU", show_number(hundredths_as_f64(hundredths)));
-    Some(Change { with, workers: wanted(hundredths).workers })
-}
-
-/// Where neither alone helps: the memory for one more, then the CPU for it.
-fn more_of_both(inputs: &Inputs, outcome: &Outcome) -> Option<Change> {
-    outcome.memory.as_ref()?;
-    let plenty = 1_000_000;
-    let both = |mib, hundredths| with_cpus(&with_memory(inputs, outcome, mib), hundredths).size();
-    let mib = least(1, MOST_MEMORY / MIB, |mib| both(mib, plenty).workers > outcome.workers)?;
-    let hundredths = least(1, plenty, |more| both(mib, more).workers > outcome.workers)?;
-    let with = format!(
-        "{} and {} more CPU",
-        memory_words(outcome, mib),
-        show_number(hundredths_as_f64(hundredths))
-    );
-    Some(Change { with, workers: both(mib, hundredths).workers })
-}
-
-fn more_tasks(inputs: &Inputs, outcome: &Outcome) -> Option<Change> {
-    let room = inputs.task_room.filter(|_| outcome.bound_by == Bound::Tasks)?;
-    let wanted =
-        |more| Inputs { task_room: Some(room.saturating_add(more)), ..inputs.clone() }.size();
-    let more = least(1, 1 << 22, |more| wanted(more).workers > outcome.workers)?;
-    Some(Change { with: format!("a task limit higher by {more}"), workers: wanted(more).workers })
-}
-
-fn higher_maximum(inputs: &Inputs, outcome: &Outcome) -> Option<Change> {
-    if outcome.bound_by != Bound::MaxWorkers {
-        return None;
-    }
-    let freed = Inputs { most: None, ..inputs.clone() }.size();
-    (freed.workers > outcome.workers)
-        .then(|| Change { with: "no --max-workers".to_owned(), workers: freed.workers })
-}
-
-fn cheaper_workers(inputs: &Inputs, outcome: &Outcome) -> Option<Change> {
-    let current = inputs.worker_memory.div_ceil(MIB);
-    let wanted = |mib: u64| Inputs { worker_memory: mib * MIB, ..inputs.clone() }.size();
-    // Searched from above: the largest cost that gives more workers.
-    let less =
-        least(1, current.checked_sub(1)?, |less| wanted(current - less).workers > outcome.workers)?;
-    let mib = current - less;
-    Some(Change { with: format!("--worker-memory {mib}M"), workers: wanted(mib).workers })
-}
-
-/// The cost is mostly an assumption, so its reader must know where the number tips.
-fn dearer_workers(inputs: &Inputs, outcome: &Outcome) -> Option<Change> {
-    let room = outcome.memory.as_ref()?;
-    let wanted = |mib: u64| Inputs { worker_memory: mib * MIB, ..inputs.clone() }.size();
-    let current = inputs.worker_memory / MIB;
-    if outcome.workers < 2 || matches!(outcome.bound_by, Bound::Explicit | Bound::MinWorkers) {
-        return None;
-    }
-    // Beyond twice the assumption it is no longer a doubt about the assumption.
-    let mib = least(current + 1, (room.budget / MIB + 1).min(2 * current), |mib| {
-        wanted(mib).workers < outcome.workers
-    })?;
-    Some(Change {
-        with: format!("{mib} MiB per worker, should they need that"),
-        workers: wanted(mib).workers,
-    })
+    if parse_size(&shown) == Some(mib * MIB) { shown } else { format!("{mib} MiB") }
 }
 
 /// How `--cpu-round` is written.

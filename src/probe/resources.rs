@@ -31,10 +31,9 @@ pub struct Memory {
     pub ram: Option<Fact<u64>>,
     /// The smallest room over all levels and the machine.
     pub available: Option<u64>,
-    /// Everything that can run out, each with what is used of it already.
+    /// Everything that can run out, each with what is used of it already: our own group first, the
+    /// machine last. Also those that do not bind now, because the machine itself has less.
     pub ceilings: Vec<Ceiling>,
-    /// Whether pages can be swapped out before the limit is hit.
-    pub swap: bool,
     /// Whether an out-of-memory kill takes all workers at once.
     pub oom_group: bool,
 }
@@ -48,6 +47,10 @@ pub struct Ceiling {
     pub high: Option<Fact<u64>>,
     /// What others use of it and will not give back, in bytes.
     pub used: u64,
+    /// Whether pages can be swapped out before it is hit.
+    pub swap: bool,
+    /// Whether it is the machine itself; no cgroup limit at or above it binds.
+    pub machine: bool,
 }
 
 /// CPUs.
@@ -100,22 +103,29 @@ impl Evidence {
         };
         let available = self.memory.iter().filter_map(room).chain(self.machine.available).min();
 
+        // Swap helps where the machine has some and every level lets us use it. A level without that
+        // file has the swap controller off, and is taken for one that grants nothing beyond its limit.
+        let allowed = self.memory.iter().filter_map(|level| level.swap).min();
+        let swaps =
+            |unknown: bool| self.machine.swap > 0 && allowed.map_or(unknown, |most| most > 0);
         let mut ceilings: Vec<Ceiling> = self
             .memory
             .iter()
+            .filter(|level| level.limit.is_some() || level.high.is_some())
             .map(|level| Ceiling {
-                limit: level.limit.as_ref().filter(binds).cloned(),
-                high: level.high.as_ref().filter(binds).cloned(),
+                limit: level.limit.clone(),
+                high: level.high.clone(),
                 used: level.working_set(),
+                swap: swaps(false),
+                machine: false,
             })
-            .filter(|ceiling| ceiling.limit.is_some() || ceiling.high.is_some())
             .collect();
         if let Some(ram) = &ram {
             let used = self.machine.available.map_or(0, |free| ram.value.saturating_sub(free));
-            ceilings.push(Ceiling { limit: Some(ram.clone()), high: None, used });
+            let limit = Some(ram.clone());
+            ceilings.push(Ceiling { limit, high: None, used, swap: swaps(true), machine: true });
         }
         Memory {
-            swap: self.swaps(limit.is_some()),
             high: least(|level| level.high.as_ref()),
             oom_group: self.memory.iter().any(|level| level.oom_group),
             limit,
@@ -123,13 +133,6 @@ impl Evidence {
             available,
             ceilings,
         }
-    }
-
-    /// Swap helps where the machine has some and every limited level lets us use it.
-    fn swaps(&self, limited: bool) -> bool {
-        let allowed = self.memory.iter().filter_map(|level| level.swap).min();
-        self.machine.swap > 0
-            && if limited { allowed.is_some_and(|most| most > 0) } else { allowed != Some(0) }
     }
 
     fn cpu(&self, warnings: &mut Vec<String>) -> Cpu {
