@@ -8,8 +8,8 @@ use super::{colored, print};
 use crate::cli::{KEYS, Key};
 use crate::engine::{Environment, find, head};
 use crate::exit::{Failure, SUCCESS, usage};
-use crate::plan::{Plan, Request, Runtime, plan};
-use crate::probe::{Host, probe};
+use crate::plan::{Plan, Request, Runtime};
+use crate::probe::{Host, Resources};
 use crate::report::{self, Subject};
 use crate::settings::{Format, Settings, read_env_file};
 use crate::units::show_size;
@@ -44,15 +44,16 @@ pub(super) fn size(
         })?),
         None => None,
     };
-    let mut resources = probe(recorded.as_ref().unwrap_or(host)).resolve();
+    let mut resources = Resources::of(recorded.as_ref().unwrap_or(host));
     if let Some(memory) = &settings.what_if.memory {
-        resources =
-            resources.pretend_memory(memory.value, memory.origin.as_deref().unwrap_or_default());
+        let swap = resources.swaps();
+        let source = memory.origin.as_deref().unwrap_or_default();
+        resources = resources.pretend_memory(memory.value, source, swap);
     }
     if let Some(cpus) = &settings.what_if.cpus {
         resources = resources.pretend_cpus(cpus.value, cpus.origin.as_deref().unwrap_or_default());
     }
-    let mut plan = plan(resources, &request(settings, program, env));
+    let mut plan = Plan::new(resources, &request(settings, program, env));
     plan.warnings.extend(settings.warnings.iter().cloned());
     let subject = match spoken(&settings.command) {
         words if words.is_empty() => words,

@@ -1,4 +1,4 @@
-//! From what there is to how many workers, with the reasons: [`plan`] is pure arithmetic over
+//! From what there is to how many workers, with the reasons: [`Plan::new`] is pure arithmetic over
 //! [`Resources`] and a [`Request`]. Depends on `probe` and `units`.
 
 mod explain;
@@ -14,8 +14,7 @@ pub use reason::{Bound, Change, Choice, Edit, Given, MemoryEdit, Step, Variable}
 pub use runtime::Runtime;
 pub use sizing::{Headroom, MOST_WORKERS, Rounding};
 
-use crate::probe::{Ceiling, Cpu, Fact, Resources};
-use crate::units::Fraction;
+use crate::probe::{Ceiling, Cpu, Resources};
 use limits::Allowance;
 use sizing::{Cpus, Inputs, Outcome};
 
@@ -96,9 +95,22 @@ pub struct Plan {
     pub environment: Vec<Variable>,
 }
 
-/// Computes the number of workers. Never fails: where nothing fits it is one, with a `shortage`.
-#[must_use]
-pub fn plan(resources: Resources, request: &Request) -> Plan {
+impl Plan {
+    /// Computes the number of workers for what there is. Never fails: where nothing fits it is one,
+    /// with a `shortage`.
+    #[must_use]
+    pub fn new(resources: Resources, request: &Request) -> Self {
+        plan(resources, request)
+    }
+
+    /// The plan for this process, with nothing asked for.
+    #[must_use]
+    pub fn detect() -> Self {
+        Self::new(Resources::detect(), &Request::default())
+    }
+}
+
+fn plan(resources: Resources, request: &Request) -> Plan {
     let inputs = inputs(&resources, request);
     let outcome = inputs.size();
     let workers = outcome.workers;
@@ -165,30 +177,6 @@ fn worker_memory(request: &Request) -> Given<u64> {
         .worker_memory
         .clone()
         .unwrap_or_else(|| Given::default_of(request.runtime.worker_memory()))
-}
-
-impl Resources {
-    /// The same machine with `bytes` of memory and nothing used of it; `source` says who wants that.
-    #[must_use]
-    pub fn pretend_memory(mut self, bytes: u64, source: &str) -> Self {
-        let limit = Some(Fact { value: bytes, source: source.to_owned() });
-        let swap = self.memory.ceilings.iter().all(|ceiling| ceiling.swap);
-        let pretended = Ceiling { limit: limit.clone(), high: None, used: 0, swap, machine: false };
-        self.memory.ceilings = vec![pretended];
-        self.memory.limit = limit;
-        self.memory.high = None;
-        self.memory.available = Some(bytes);
-        self
-    }
-
-    /// The same machine with `cpus` CPUs (more or fewer than it has); `source` says who wants that.
-    #[must_use]
-    pub fn pretend_cpus(mut self, cpus: Fraction, source: &str) -> Self {
-        self.cpu.quota = Some(Fact { value: cpus, source: source.to_owned() });
-        self.cpu.usable = cpus.as_f64();
-        self.cpu.source = Some(source.to_owned());
-        self
-    }
 }
 
 impl Outcome {

@@ -18,7 +18,8 @@ impl<T> Given<T> {
     }
 
     /// Whether it came from exactly there.
-    pub(crate) fn is_from(&self, origin: &str) -> bool {
+    #[must_use]
+    pub fn is_from(&self, origin: &str) -> bool {
         self.origin.as_deref() == Some(origin)
     }
 }

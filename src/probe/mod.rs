@@ -11,6 +11,7 @@ mod machine;
 mod mounts;
 mod parse;
 mod platform;
+mod pretend;
 mod resources;
 mod rlimits;
 

@@ -4,7 +4,7 @@
 //! in which kernels write "unlimited" (`PAGE_COUNTER_MAX` at any page size, 2^63-1, a 1 TiB default).
 
 use super::levels::{Fact, MemoryLevel};
-use super::{CpuSet, Evidence};
+use super::{CpuSet, Evidence, Host, probe};
 use crate::units::Fraction;
 
 /// What this process has.
@@ -18,6 +18,35 @@ pub struct Resources {
     pub tasks: Tasks,
     /// What was odd and how it was treated.
     pub warnings: Vec<String>,
+}
+
+impl Resources {
+    /// What a process on `host` has: reads about ten small files for each cgroup level. Never fails;
+    /// what could not be read or made no sense is in `warnings`.
+    #[must_use]
+    pub fn of(host: &Host) -> Self {
+        probe(host).resolve()
+    }
+
+    /// What this process has.
+    #[must_use]
+    pub fn detect() -> Self {
+        Self::of(&Host::live())
+    }
+
+    /// How many threads keep the CPUs busy in one process, at least 1: the CPUs rounded up, because a
+    /// thread costs no memory worth counting (Go's and the JVM's rule too), but no more than the task
+    /// limit lets start.
+    #[must_use]
+    #[expect(
+        clippy::cast_possible_truncation,
+        clippy::cast_sign_loss,
+        reason = "float casts saturate"
+    )]
+    pub fn threads(&self) -> usize {
+        let room = self.tasks.room.map_or(usize::MAX, |room| room.try_into().unwrap_or(usize::MAX));
+        (self.cpu.usable.ceil() as usize).min(room).max(1)
+    }
 }
 
 /// Memory in bytes.

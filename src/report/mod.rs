@@ -1,26 +1,18 @@
 //! A plan for people, programs and shells. Decides nothing. Depends on `plan` and below.
 
-use std::collections::BTreeMap;
-
-use crate::plan::{Choice, Plan};
-
 mod json;
+#[cfg(feature = "launcher")]
 mod shell;
+#[cfg(feature = "launcher")]
+mod subject;
+#[cfg(feature = "launcher")]
 mod text;
 
+#[cfg(feature = "launcher")]
 pub(crate) use json::render as json;
+#[cfg(feature = "launcher")]
 pub(crate) use shell::render as shell;
+#[cfg(feature = "launcher")]
+pub(crate) use subject::Subject;
+#[cfg(feature = "launcher")]
 pub(crate) use text::{brief, render as text};
-
-/// What a report is about.
-pub(crate) struct Subject<'a> {
-    pub(crate) plan: &'a Plan,
-    /// ` of node server.js`, or nothing.
-    pub(crate) command: &'a str,
-    /// What each worker is told.
-    pub(crate) environment: &'a BTreeMap<String, String>,
-    /// The settings that are not defaults.
-    pub(crate) settings: &'a [Choice],
-    /// One line about the machine, where that is wanted.
-    pub(crate) machine: Option<String>,
-}

@@ -5,8 +5,9 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use serde_json::Value;
-use throng_rs::plan::{Request, plan};
-use throng_rs::probe::{Host, Resources, probe};
+use throng_rs::plan::Request;
+use throng_rs::probe::Fact;
+use throng_rs::{Host, Plan, Resources};
 
 use crate::support::{done, throng};
 
@@ -19,12 +20,12 @@ fn machines() -> Vec<PathBuf> {
 
 fn resources(machine: &Path) -> Resources {
     let nothing: [(&str, &str); 0] = [];
-    probe(&Host::sysroot(machine).unwrap().with_env(nothing)).resolve()
+    Resources::of(&Host::sysroot(machine).unwrap().with_env(nothing))
 }
 
 /// What was found, under the names of `expect.json`.
 fn found(resources: &Resources) -> Value {
-    let bytes = |fact: &Option<throng_rs::probe::Fact<u64>>| fact.as_ref().map(|fact| fact.value);
+    let bytes = |fact: &Option<Fact<u64>>| fact.as_ref().map(|fact| fact.value);
     serde_json::json!({
         "cpu_quota": resources.cpu.quota.as_ref().map(|quota| quota.value.as_f64()),
         "cpu_set": resources.cpu.set,
@@ -88,7 +89,7 @@ fn the_program_says_what_the_library_says() {
         let args = ["--dry-run", "--format", "json", "--sysroot", machine.to_str().unwrap()];
         let run = done(&mut throng(&args));
         let report: Value = serde_json::from_str(&run.stdout).unwrap();
-        let ours = plan(resources(&machine), &Request::default());
+        let ours = Plan::new(resources(&machine), &Request::default());
         assert_eq!(report["workers"], ours.workers);
         assert_eq!(
             report["resources"]["memory"]["available_bytes"].as_u64(),
@@ -99,15 +100,15 @@ fn the_program_says_what_the_library_says() {
 
 #[test]
 fn this_machine_is_the_same_by_its_calls_and_by_its_files() {
-    let live = found(&probe(&Host::live()).resolve());
-    let files = found(&probe(&Host::sysroot(Path::new("/")).unwrap()).resolve());
+    let live = found(&Resources::detect());
+    let files = found(&Resources::of(&Host::sysroot(Path::new("/")).unwrap()));
     for name in ["cpu_quota", "cpu_set", "memory_limit", "memory_high", "pids_limit"] {
         assert!(same(&live[name], &files[name]), "{name}: {live} and {files}");
     }
     // An independent opinion on the whole.
     let mut system = sysinfo::System::new().unwrap();
     system.refresh_memory();
-    let ram = probe(&Host::live()).resolve().memory.ram.unwrap().value;
+    let ram = Resources::detect().memory.ram.unwrap().value;
     assert!(ram <= system.total_memory() && ram > system.total_memory() / 2);
 }
 

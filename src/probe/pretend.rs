@@ -1,0 +1,53 @@
+//! Machines that nobody has: what if there were so much memory, so many CPUs?
+
+use super::levels::Fact;
+use super::resources::{Ceiling, Cpu, Memory, Resources, Tasks};
+use crate::units::Fraction;
+
+impl Resources {
+    /// A container with a limit of `bytes` and a quota of `cpus`, nothing of it used, without swap, on
+    /// a machine that has more of both.
+    #[must_use]
+    pub fn pretend(bytes: u64, cpus: Fraction) -> Self {
+        let nothing = Memory {
+            limit: None,
+            high: None,
+            ram: None,
+            available: None,
+            ceilings: Vec::new(),
+            oom_group: false,
+        };
+        let nowhere = Cpu { quota: None, set: None, usable: 1.0, source: None };
+        let empty =
+            Self { memory: nothing, cpu: nowhere, tasks: Tasks::default(), warnings: Vec::new() };
+        empty.pretend_memory(bytes, "pretended", false).pretend_cpus(cpus, "pretended")
+    }
+
+    /// The same machine with `bytes` of memory, nothing of it used, and swap or none; `source` says
+    /// who wants that.
+    #[must_use]
+    pub fn pretend_memory(mut self, bytes: u64, source: &str, swap: bool) -> Self {
+        let limit = Some(Fact { value: bytes, source: source.to_owned() });
+        let pretended = Ceiling { limit: limit.clone(), high: None, used: 0, swap, machine: false };
+        self.memory.ceilings = vec![pretended];
+        self.memory.limit = limit;
+        self.memory.high = None;
+        self.memory.available = Some(bytes);
+        self
+    }
+
+    /// The same machine with `cpus` CPUs (more or fewer than it has); `source` says who wants that.
+    #[must_use]
+    pub fn pretend_cpus(mut self, cpus: Fraction, source: &str) -> Self {
+        self.cpu.quota = Some(Fact { value: cpus, source: source.to_owned() });
+        self.cpu.usable = cpus.as_f64();
+        self.cpu.source = Some(source.to_owned());
+        self
+    }
+
+    /// Whether pages can be swapped out before any limit is hit.
+    #[must_use]
+    pub fn swaps(&self) -> bool {
+        self.memory.ceilings.iter().all(|ceiling| ceiling.swap)
+    }
+}
