@@ -99,8 +99,8 @@ pub(crate) const KEYS: &[Key] = &[
     key(
         OUTPUT,
         "format",
-        "text|json|env",
-        "Form of the report; env prints lines for a shell's eval [default: text]",
+        "text|json|env|csv",
+        "Form of the report; env prints lines for a shell's eval, csv is for table [default: text]",
     ),
     key(
         OUTPUT,
@@ -192,6 +192,18 @@ pub(crate) fn command() -> Command {
     let demo = Command::new("demo")
         .about("Run a small HTTP server in as many workers as fit, on 127.0.0.1:3000")
         .args(options());
+    let table = Command::new("table")
+        .about("Print how many workers would fit, by memory and CPUs; `table heroku`: in each dyno")
+        .override_usage("throng-rs table [OPTIONS] [heroku] [COMMAND [ARG]...]")
+        .args(options())
+        .arg(
+            Arg::new("command")
+                .value_name("COMMAND")
+                .num_args(0..)
+                .trailing_var_arg(true)
+                .value_parser(clap::value_parser!(std::ffi::OsString))
+                .help("Whose workers, as it would be run"),
+        );
     // The server that `demo` runs in each worker.
     let server = Command::new("demo-server").hide(true);
     Command::new("throng-rs")
@@ -201,6 +213,7 @@ pub(crate) fn command() -> Command {
             "throng-rs [OPTIONS] -- COMMAND [ARG]...\n       \
              throng-rs --exec [OPTIONS] -- COMMAND [ARG]...\n       \
              throng-rs --dry-run [OPTIONS] [-- COMMAND [ARG]...]\n       \
+             throng-rs table [OPTIONS] [heroku] [COMMAND [ARG]...]\n       \
              throng-rs demo [OPTIONS]",
         )
         .after_help(
@@ -218,6 +231,7 @@ pub(crate) fn command() -> Command {
                 .value_parser(clap::value_parser!(std::ffi::OsString))
                 .help("What to run, with its arguments"),
         )
+        .subcommand(table)
         .subcommand(demo)
         .subcommand(server)
         .disable_help_subcommand(true)

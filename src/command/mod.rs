@@ -3,6 +3,7 @@
 mod demo;
 mod run;
 mod size;
+mod table;
 
 use std::ffi::OsString;
 use std::io::{self, IsTerminal, Write};
@@ -42,6 +43,7 @@ fn perform(args: impl Iterator<Item = OsString>) -> Result<u8, Failure> {
     match matches.subcommand() {
         Some(("demo-server", _)) => demo::serve(),
         Some(("demo", matches)) => demo::run(matches, &host),
+        Some(("table", matches)) => table::run(matches, &args, &host),
         _ => {
             let defaults = Defaults { share: Share::Off, listen: None };
             let settings = Settings::read(&matches, &host, defaults)?;

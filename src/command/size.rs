@@ -62,7 +62,7 @@ pub(super) fn size(
     Ok(Sized { plan, subject })
 }
 
-fn request(settings: &Settings, program: Option<&Path>, env: &Environment) -> Request {
+pub(super) fn request(settings: &Settings, program: Option<&Path>, env: &Environment) -> Request {
     let runtime = settings.command.first().map_or(Runtime::Other, |word| {
         let head = program.map(head).unwrap_or_default();
         Runtime::recognise(&word.to_string_lossy(), &head)
@@ -133,6 +133,9 @@ pub(super) fn report(settings: &Settings, host: &Host) -> Result<u8, Failure> {
         }
         Format::Json => report::json(&subject),
         Format::Env => report::shell(&environment),
+        Format::Csv => {
+            return Err(usage("--format csv is for many numbers; use it with: throng-rs table"));
+        }
     };
     print(&text)?;
     sized.check(settings)?;
@@ -140,7 +143,7 @@ pub(super) fn report(settings: &Settings, host: &Host) -> Result<u8, Failure> {
 }
 
 /// The command's file, where there is a command and it is one of this machine.
-fn look_for(settings: &Settings, env: &Environment) -> Result<Option<PathBuf>, Failure> {
+pub(super) fn look_for(settings: &Settings, env: &Environment) -> Result<Option<PathBuf>, Failure> {
     match settings.command.first() {
         Some(program) if settings.what_if.sysroot.is_none() => {
             find(program, env.get("PATH"), &directory(settings)?).map(Some)
@@ -183,7 +186,7 @@ fn machine() -> String {
 }
 
 /// A command line in one short line, whatever is in it.
-fn spoken(words: &[OsString]) -> String {
+pub(super) fn spoken(words: &[OsString]) -> String {
     const LONGEST: usize = 60;
     let words: Vec<_> = words.iter().map(|word| word.to_string_lossy()).collect();
     let text: String = words.join(" ").split_whitespace().collect::<Vec<_>>().join(" ");

@@ -2,6 +2,7 @@
 //! [`Resources`] and a [`Request`]. Depends on `probe` and `units`.
 
 mod explain;
+mod heroku;
 mod limits;
 mod reason;
 mod runtime;
@@ -10,6 +11,7 @@ mod whatif;
 
 use std::collections::BTreeMap;
 
+pub use heroku::{Comparison, compare, nodejs, python};
 pub use reason::{Bound, Change, Choice, Edit, Given, MemoryEdit, Step, Variable};
 pub use runtime::Runtime;
 pub use sizing::{Headroom, MOST_WORKERS, Rounding};

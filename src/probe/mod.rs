@@ -4,6 +4,7 @@
 //! decides how many workers that makes. A file that is missing, unreadable or malformed is a
 //! warning, never an error and never a panic. Depends on `units` alone.
 
+mod dynos;
 mod host;
 mod levels;
 mod locate;
@@ -17,6 +18,7 @@ mod rlimits;
 
 use std::path::Path;
 
+pub use dynos::{DYNOS, Dyno};
 pub use host::Host;
 pub use levels::{Fact, MemoryLevel, TaskLevel};
 pub use machine::Machine;

@@ -6,6 +6,8 @@ mod shell;
 #[cfg(feature = "launcher")]
 mod subject;
 #[cfg(feature = "launcher")]
+pub(crate) mod table;
+#[cfg(feature = "launcher")]
 mod text;
 
 #[cfg(feature = "launcher")]

@@ -38,6 +38,7 @@ pub(crate) enum Format {
     Text,
     Json,
     Env,
+    Csv,
 }
 
 /// How connections reach the workers.
@@ -133,7 +134,12 @@ impl Settings {
     ) -> Result<Self, Failure> {
         let mut warnings = unknown_variables(host);
         let layers = Layers::open(matches, host, &mut warnings)?;
-        let formats = [("text", Format::Text), ("json", Format::Json), ("env", Format::Env)];
+        let formats = [
+            ("text", Format::Text),
+            ("json", Format::Json),
+            ("env", Format::Env),
+            ("csv", Format::Csv),
+        ];
         let settings = Self {
             command: layers.command()?,
             exec: layers.switch("exec")?,

@@ -16,4 +16,5 @@ mod signals;
 mod sockets;
 mod supervise;
 mod support;
+mod table;
 mod terminal;
