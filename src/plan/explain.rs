@@ -63,7 +63,7 @@ impl Explained {
             self.step(
                 "in use",
                 show_size(ceiling.used),
-                None,
+                ceiling.used_source.as_deref(),
                 "by others below the same limit, page cache that can be dropped left out",
             );
         }
@@ -149,10 +149,8 @@ impl Explained {
                 "CPU time per wall-clock time, never rounded here",
             );
         }
-        let binding =
-            cpu.quota.as_ref().is_none_or(|quota| Some(&quota.source) != cpu.source.as_ref());
         if let Some(set) = cpu.set {
-            let source = cpu.source.as_deref().filter(|_| binding);
+            let source = cpu.set_source.as_deref();
             self.step("CPUs to run on", set.to_string(), source, "affinity and cpuset together");
         }
         let per_cpu = &request.workers_per_cpu;

@@ -226,7 +226,7 @@ mod tests {
 
     fn ceiling(limit: u64, used: u64) -> Ceiling {
         let limit = Some(Fact { value: limit, source: String::new() });
-        Ceiling { limit, high: None, used, swap: true, machine: false }
+        Ceiling { limit, high: None, used, used_source: None, swap: true, machine: false }
     }
 
     fn quota(cpus: f64) -> Cpus {

@@ -33,7 +33,7 @@ pub struct MemoryLevel {
     /// How much swap this level may use; `None` where it has no such file.
     pub swap: Option<u64>,
     /// What is charged to this level, page cache included.
-    pub current: Option<u64>,
+    pub current: Option<Fact<u64>>,
     /// Page cache that can be dropped at once.
     pub inactive_file: u64,
     /// Kernel caches of which about half can be dropped.
@@ -48,7 +48,8 @@ impl MemoryLevel {
     #[must_use]
     pub fn working_set(&self) -> u64 {
         let reclaimable = self.inactive_file.saturating_add(self.slab_reclaimable / 2);
-        self.current.unwrap_or(0).saturating_sub(reclaimable)
+        let current = self.current.as_ref().map_or(0, |current| current.value);
+        current.saturating_sub(reclaimable)
     }
 }
 
@@ -112,6 +113,11 @@ impl Reader<'_> {
         parse::number(parse::trim(&self.host.read(path).ok()?))
     }
 
+    fn sourced(&mut self, path: &Path) -> Option<Fact<u64>> {
+        let value = self.counter(path)?;
+        Some(Fact { value, source: path.display().to_string() })
+    }
+
     /// Memory at every level of `place`, our own first.
     pub(crate) fn memory(&mut self, place: &Place) -> Vec<MemoryLevel> {
         match place.version {
@@ -135,7 +141,7 @@ impl Reader<'_> {
                 Limit::Unlimited => Some(u64::MAX),
                 Limit::Malformed => None,
             }),
-            current: self.counter(&dir.join("memory.current")),
+            current: self.sourced(&dir.join("memory.current")),
             inactive_file: keyed(&stat, "inactive_file").unwrap_or(0),
             slab_reclaimable: keyed(&stat, "slab_reclaimable").unwrap_or(0),
             oom_group: self.counter(&dir.join("memory.oom.group")) == Some(1),
@@ -192,7 +198,7 @@ impl Reader<'_> {
         let level = MemoryLevel {
             dir: dir.display().to_string(),
             swap,
-            current: self.counter(&dir.join("memory.usage_in_bytes")),
+            current: self.sourced(&dir.join("memory.usage_in_bytes")),
             inactive_file: total("inactive_file"),
             slab_reclaimable: total("slab_reclaimable"),
             limit,

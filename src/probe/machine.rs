@@ -10,7 +10,7 @@ use super::levels::{Fact, Reader};
 use super::mounts::{Mount, Version};
 use super::parse::{CpuSet, meminfo, status_field};
 
-const MEMINFO: &str = "/proc/meminfo";
+pub(crate) const MEMINFO: &str = "/proc/meminfo";
 const STATUS: &str = "/proc/self/status";
 const ONLINE: &str = "/sys/devices/system/cpu/online";
 

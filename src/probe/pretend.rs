@@ -17,7 +17,7 @@ impl Resources {
             ceilings: Vec::new(),
             oom_group: false,
         };
-        let nowhere = Cpu { quota: None, set: None, usable: 1.0, source: None };
+        let nowhere = Cpu { quota: None, set: None, set_source: None, usable: 1.0, source: None };
         let empty =
             Self { memory: nothing, cpu: nowhere, tasks: Tasks::default(), warnings: Vec::new() };
         empty.pretend_memory(bytes, "pretended", false).pretend_cpus(cpus, "pretended")
@@ -28,8 +28,14 @@ impl Resources {
     #[must_use]
     pub fn pretend_memory(mut self, bytes: u64, source: &str, swap: bool) -> Self {
         let limit = Some(Fact { value: bytes, source: source.to_owned() });
-        let pretended = Ceiling { limit: limit.clone(), high: None, used: 0, swap, machine: false };
-        self.memory.ceilings = vec![pretended];
+        self.memory.ceilings = vec![Ceiling {
+            limit: limit.clone(),
+            high: None,
+            used: 0,
+            used_source: None,
+            swap,
+            machine: false,
+        }];
         self.memory.limit = limit;
         self.memory.high = None;
         self.memory.available = Some(bytes);

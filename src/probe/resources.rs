@@ -4,6 +4,7 @@
 //! in which kernels write "unlimited" (`PAGE_COUNTER_MAX` at any page size, 2^63-1, a 1 TiB default).
 
 use super::levels::{Fact, MemoryLevel};
+use super::machine::MEMINFO;
 use super::{CpuSet, Evidence, Host, probe};
 use crate::units::Fraction;
 
@@ -76,6 +77,8 @@ pub struct Ceiling {
     pub high: Option<Fact<u64>>,
     /// What others use of it and will not give back, in bytes.
     pub used: u64,
+    /// What tells how much is used.
+    pub used_source: Option<String>,
     /// Whether pages can be swapped out before it is hit.
     pub swap: bool,
     /// Whether it is the machine itself; no cgroup limit at or above it binds.
@@ -89,6 +92,8 @@ pub struct Cpu {
     pub quota: Option<Fact<Fraction>>,
     /// How many CPUs this process may run on: affinity and cpuset together.
     pub set: Option<u32>,
+    /// What named the narrower of both.
+    pub set_source: Option<String>,
     /// The smaller of both, never rounded.
     pub usable: f64,
     /// What gave `usable`.
@@ -145,6 +150,7 @@ impl Evidence {
                 limit: level.limit.clone(),
                 high: level.high.clone(),
                 used: level.working_set(),
+                used_source: level.current.as_ref().map(|current| current.source.clone()),
                 swap: swaps(false),
                 machine: false,
             })
@@ -152,7 +158,9 @@ impl Evidence {
         if let Some(ram) = &ram {
             let used = self.machine.available.map_or(0, |free| ram.value.saturating_sub(free));
             let limit = Some(ram.clone());
-            ceilings.push(Ceiling { limit, high: None, used, swap: swaps(true), machine: true });
+            let used_source = self.machine.available.map(|_| MEMINFO.to_owned());
+            let swap = swaps(true);
+            ceilings.push(Ceiling { limit, high: None, used, used_source, swap, machine: true });
         }
         Memory {
             high: least(|level| level.high.as_ref()),
@@ -174,6 +182,7 @@ impl Evidence {
         };
         let quota = self.quotas.iter().min_by_key(|quota| quota.value).filter(binds).cloned();
         let count = set.as_ref().map(|set| set.value.count());
+        let set_source = set.as_ref().map(|set| set.source.clone());
         let by_quota = quota.as_ref().map(|quota| (quota.value.as_f64(), quota.source.clone()));
         let by_set = set.map(|set| (f64::from(set.value.count()), set.source));
         let (usable, source) = match (by_quota, by_set) {
@@ -185,7 +194,7 @@ impl Evidence {
                 (1.0, None)
             }
         };
-        Cpu { quota, set: count, usable, source }
+        Cpu { quota, set: count, set_source, usable, source }
     }
 
     fn usable_set(&self, warnings: &mut Vec<String>) -> Option<Fact<CpuSet>> {

@@ -98,6 +98,23 @@ fn the_program_says_what_the_library_says() {
     }
 }
 
+/// What is computed from other steps, or assumed and says so; everything else was read or told.
+const COMPUTED: &[&str] = &["headroom", "left for workers", "one worker"];
+
+#[test]
+fn every_number_names_where_it_came_from() {
+    for machine in machines() {
+        let args = ["--dry-run", "--format", "json", "--sysroot", machine.to_str().unwrap()];
+        let run = done(throng(&args).args(["--", "node", "server.js"]));
+        let report: Value = serde_json::from_str(&run.stdout).unwrap();
+        for step in report["steps"].as_array().unwrap() {
+            let known =
+                step["value"] != "unknown" && !COMPUTED.contains(&step["name"].as_str().unwrap());
+            assert!(!known || step["source"].is_string(), "{}: {step}", machine.display());
+        }
+    }
+}
+
 #[test]
 fn this_machine_is_the_same_by_its_calls_and_by_its_files() {
     let live = found(&Resources::detect());
