@@ -192,6 +192,11 @@ pub(crate) fn command() -> Command {
     let demo = Command::new("demo")
         .about("Run a small HTTP server in as many workers as fit, on 127.0.0.1:3000")
         .args(options());
+    let doctor = Command::new("doctor")
+        .about("Compare this answer with what Node.js, Go, the JVM and others believe; warn of what will hurt")
+        .after_help("Exit status: 0 no problem (warnings and notes are none), 1 at least one problem, 2 bad input,\n126/127 COMMAND cannot be run/found.")
+        .args(options())
+        .arg(words("What the workers will run, with its arguments"));
     // The server that `demo` runs in each worker.
     let server = Command::new("demo-server").hide(true);
     Command::new("throng-rs")
@@ -201,7 +206,8 @@ pub(crate) fn command() -> Command {
             "throng-rs [OPTIONS] -- COMMAND [ARG]...\n       \
              throng-rs --exec [OPTIONS] -- COMMAND [ARG]...\n       \
              throng-rs --dry-run [OPTIONS] [-- COMMAND [ARG]...]\n       \
-             throng-rs demo [OPTIONS]",
+             throng-rs demo [OPTIONS]\n       \
+             throng-rs doctor [OPTIONS] [-- COMMAND [ARG]...]",
         )
         .after_help(
             "Every long flag has a twin THRONG_<FLAG> in the environment and a key of the same name in the\n\
@@ -210,17 +216,21 @@ pub(crate) fn command() -> Command {
              126/127 COMMAND cannot be run/found, 137 a worker had to be killed, else the last failed worker's.",
         )
         .args(options())
-        .arg(
-            Arg::new("command")
-                .value_name("COMMAND")
-                .last(true)
-                .num_args(1..)
-                .value_parser(clap::value_parser!(std::ffi::OsString))
-                .help("What to run, with its arguments"),
-        )
+        .arg(words("What to run, with its arguments"))
         .subcommand(demo)
+        .subcommand(doctor)
         .subcommand(server)
         .disable_help_subcommand(true)
+}
+
+/// The command behind two dashes.
+fn words(help: &'static str) -> Arg {
+    Arg::new("command")
+        .value_name("COMMAND")
+        .last(true)
+        .num_args(1..)
+        .value_parser(clap::value_parser!(std::ffi::OsString))
+        .help(help)
 }
 
 fn options() -> impl Iterator<Item = Arg> {

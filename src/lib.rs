@@ -18,6 +18,7 @@ compile_error!(
 
 mod cli;
 mod command;
+mod doctor;
 mod engine;
 mod exit;
 mod fleet;

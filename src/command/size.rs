@@ -38,12 +38,7 @@ pub(super) fn size(
     program: Option<&Path>,
     env: &Environment,
 ) -> Result<Sized, Failure> {
-    let recorded = match &settings.what_if.sysroot {
-        Some(dir) => Some(Host::sysroot(dir).map_err(|error| {
-            usage(format!("cannot read the machine under --sysroot {}: {error}; give a folder that holds proc and sys", dir.display()))
-        })?),
-        None => None,
-    };
+    let recorded = machine_of(settings)?;
     let mut resources = probe(recorded.as_ref().unwrap_or(host)).resolve();
     if let Some(memory) = &settings.what_if.memory {
         resources =
@@ -61,11 +56,29 @@ pub(super) fn size(
     Ok(Sized { plan, subject })
 }
 
-fn request(settings: &Settings, program: Option<&Path>, env: &Environment) -> Request {
-    let runtime = settings.command.first().map_or(Runtime::Other, |word| {
+/// The machine of `--sysroot`, where that is given.
+pub(super) fn machine_of(settings: &Settings) -> Result<Option<Host>, Failure> {
+    let Some(dir) = &settings.what_if.sysroot else { return Ok(None) };
+    Host::sysroot(dir).map(Some).map_err(|error| {
+        usage(format!("cannot read the machine under --sysroot {}: {error}; give a folder that holds proc and sys", dir.display()))
+    })
+}
+
+/// What the command runs on.
+pub(super) fn runtime(settings: &Settings, program: Option<&Path>) -> Runtime {
+    settings.command.first().map_or(Runtime::Other, |word| {
         let head = program.map(head).unwrap_or_default();
         Runtime::recognise(&word.to_string_lossy(), &head)
-    });
+    })
+}
+
+/// What one worker is reckoned with, bytes.
+pub(super) fn worker_memory(settings: &Settings, program: Option<&Path>) -> u64 {
+    let given = settings.sizing.worker_memory.as_ref().map(|given| given.value);
+    given.unwrap_or_else(|| runtime(settings, program).worker_memory())
+}
+
+fn request(settings: &Settings, program: Option<&Path>, env: &Environment) -> Request {
     Request {
         workers: settings.sizing.workers.clone(),
         advice: settings.sizing.advice.clone(),
@@ -75,7 +88,7 @@ fn request(settings: &Settings, program: Option<&Path>, env: &Environment) -> Re
         workers_per_cpu: settings.sizing.workers_per_cpu.clone(),
         cpu_round: settings.sizing.cpu_round.clone(),
         headroom: settings.sizing.headroom.clone(),
-        runtime,
+        runtime: runtime(settings, program),
         runtime_env: settings.sizing.runtime_env,
         single_tree: settings.exec || settings.format == Format::Env,
         env: env.readable(),
@@ -139,7 +152,7 @@ pub(super) fn report(settings: &Settings, host: &Host) -> Result<u8, Failure> {
 }
 
 /// The command's file, where there is a command and it is one of this machine.
-fn look_for(settings: &Settings, env: &Environment) -> Result<Option<PathBuf>, Failure> {
+pub(super) fn look_for(settings: &Settings, env: &Environment) -> Result<Option<PathBuf>, Failure> {
     match settings.command.first() {
         Some(program) if settings.what_if.sysroot.is_none() => {
             find(program, env.get("PATH"), &directory(settings)?).map(Some)

@@ -1,13 +1,16 @@
-//! A plan for people, programs and shells. Decides nothing. Depends on `plan` and below.
+//! A plan or a diagnosis for people, programs and shells. Decides nothing. Depends on `doctor`, `plan`
+//! and below.
 
 use std::collections::BTreeMap;
 
 use crate::plan::{Choice, Plan};
 
+mod doctor;
 mod json;
 mod shell;
 mod text;
 
+pub(crate) use doctor::{json as diagnosis_json, text as diagnosis};
 pub(crate) use json::render as json;
 pub(crate) use shell::render as shell;
 pub(crate) use text::{brief, render as text};
