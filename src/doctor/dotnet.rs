@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use super::opinion::{Belief, Lens, Taken, tighter};
-use super::view::{MOUNT, RawMount, groups, join, mounts, scan, scan_count};
+use super::view::{MOUNT, RawMount, groups, join, mounts, nowhere, scan, scan_count};
 use crate::probe::parse::keyed;
 use crate::units::MIB;
 
@@ -33,7 +33,7 @@ fn place(lens: &Lens<'_>, controller: &str) -> Option<(PathBuf, PathBuf, bool)> 
 
 /// The quota of our own group.
 pub(super) fn cpus(mut lens: Lens<'_>) -> Belief<f64> {
-    let Some((dir, _, v2)) = place(&lens, "cpu") else { return Belief::default() };
+    let Some((dir, _, v2)) = place(&lens, "cpu") else { return nowhere() };
     let file = dir.join(if v2 { "cpu.max" } else { "cpu.cfs_quota_us" });
     let Some(text) = lens.read(&file) else {
         return Belief { looks: lens.looks, ..Belief::default() };
@@ -58,7 +58,7 @@ pub(super) fn cpus(mut lens: Lens<'_>) -> Belief<f64> {
 pub(super) fn memory(mut lens: Lens<'_>) -> Belief<u64> {
     // Above this a limit of v1 is none.
     const UNLIMITED: u64 = 0x7FFF_FFFF_0000_0000;
-    let Some((dir, top, v2)) = place(&lens, "memory") else { return Belief::default() };
+    let Some((dir, top, v2)) = place(&lens, "memory") else { return nowhere() };
     if !v2 {
         let nested = lens
             .host

@@ -6,7 +6,7 @@ mod command;
 mod cpu;
 mod events;
 mod memory;
-mod runtime;
+pub(super) mod runtime;
 mod sight;
 mod tasks;
 

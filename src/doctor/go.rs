@@ -4,14 +4,14 @@
 use std::path::{Path, PathBuf};
 
 use super::opinion::{Belief, Lens, Taken, quotient};
-use super::view::{MOUNT, RawMount, cpu_group, groups, join, mounts};
+use super::view::{MOUNT, RawMount, cpu_group, groups, join, mounts, nowhere};
 use crate::probe::parse::number;
 use crate::probe::show;
 
 /// The runtime's quota: of its own group alone, read by strict rules.
 pub(super) fn runtime(mut lens: Lens<'_>) -> Belief<f64> {
     let groups = groups(&lens.peek("/proc/self/cgroup"));
-    let Some((group, v1)) = cpu_group(&groups) else { return Belief::default() };
+    let Some((group, v1)) = cpu_group(&groups) else { return nowhere() };
     let dir = match find(&lens, &group.path, v1) {
         Ok(Some(dir)) => dir,
         Ok(None) => {
@@ -97,14 +97,14 @@ pub(super) fn automaxprocs(mut lens: Lens<'_>) -> Belief<f64> {
     let all: Vec<RawMount> = all.into_iter().flatten().collect();
     let belief = if all.iter().any(|mount| mount.is_v2() && mount.point == Path::new(MOUNT)) {
         let Some(group) = groups.iter().find(|group| group.id == b"0") else {
-            return Belief::default();
+            return nowhere();
         };
         lenient(&mut lens, &join(Path::new(MOUNT), &group.path))
     } else {
         // Every v1 mount with a group of ours is placed, whether it matters or not.
         let placed = groups.iter().flat_map(|group| {
-            let named = |name: &&[u8]| !name.is_empty();
-            let names = group.controllers.split(|b| *b == b',').filter(named);
+            let is_there = |name: &&[u8]| !name.is_empty();
+            let names = group.controllers.split(|b| *b == b',').filter(is_there);
             names.map(move |name| (group, String::from_utf8_lossy(name).into_owned()))
         });
         let mut dir = None;
@@ -119,7 +119,7 @@ pub(super) fn automaxprocs(mut lens: Lens<'_>) -> Belief<f64> {
                 dir = Some(join(&mount.point, rest));
             }
         }
-        dir.map(|dir| cfs(&mut lens, &dir)).unwrap_or_default()
+        dir.map_or_else(nowhere, |dir| cfs(&mut lens, &dir))
     };
     // A period of 0 is an error to it, not its end.
     Belief { looks: lens.looks, fails: false, ..belief }
@@ -129,7 +129,7 @@ pub(super) fn automaxprocs(mut lens: Lens<'_>) -> Belief<f64> {
 fn lenient(lens: &mut Lens<'_>, dir: &Path) -> Belief<f64> {
     let file = dir.join("cpu.max");
     let Some(text) = lens.read(&file) else { return Belief::default() };
-    let mut fields = text.trim_ascii().split(|b| b.is_ascii_whitespace());
+    let mut fields = text.trim_ascii().split(u8::is_ascii_whitespace);
     let (quota, period, more) = (fields.next(), fields.next(), fields.next());
     let period = period.map_or(Some(100_000), number);
     let value =

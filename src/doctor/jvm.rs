@@ -1,4 +1,4 @@
-//! The JVM: HotSpot 25's container support, and the heap that it takes by default. Written from the
+//! The JVM: the container support of `HotSpot` 25, and the heap that it takes by default. Written from the
 //! described behaviour; 17 differs in that it reads its own level alone.
 
 use std::path::{Path, PathBuf};

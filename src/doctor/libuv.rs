@@ -5,10 +5,11 @@
 use std::path::{Path, PathBuf};
 
 use super::opinion::{Belief, Lens, Taken, quotient, tighter};
-use super::view::{Group, MOUNT, groups, join, own_groups, scan, scan_count, up_to};
+use super::view::{Group, MOUNT, groups, join, nowhere, own_groups, scan, scan_count, up_to};
+use super::why::show_cpus;
 use crate::probe::parse::{lines, number, words};
 use crate::probe::show;
-use crate::units::{GIB, MIB, show_number};
+use crate::units::{GIB, MIB};
 
 /// It reads this much of `/proc/self/cgroup`, paths and quotas, and loses the rest.
 const GROUP_BYTES: usize = 1023;
@@ -26,7 +27,13 @@ fn unified(text: &[u8]) -> Option<&[u8]> {
 pub(super) fn cpus(mut lens: Lens<'_>) -> Belief<f64> {
     let text = own_groups(&lens, GROUP_BYTES);
     let Some(path) = unified(&text) else {
-        let quirk = mistaken(&groups(&lens.peek("/proc/self/cgroup")));
+        let all = groups(&lens.peek("/proc/self/cgroup"));
+        let quirk = mistaken(&all).map(|quirk| {
+            format!("{quirk}, and the file name that it makes up for the quota there never exists")
+        });
+        if quirk.is_none() {
+            return nowhere();
+        }
         return Belief { quirk, ..Belief::default() };
     };
     let top = Path::new(MOUNT);
@@ -62,8 +69,8 @@ pub(super) fn cpus(mut lens: Lens<'_>) -> Belief<f64> {
         && least.value < taken.value
     {
         belief.quirk = Some(format!(
-            "keeps the outermost limit on its way up and not the tightest, {} CPUs in {}",
-            show_number(least.value),
+            "keeps the outermost limit on its way up and not the tightest, {} in {}",
+            show_cpus(least.value),
             least.source
         ));
     }
@@ -75,14 +82,9 @@ fn quota(text: &[u8]) -> Option<f64> {
     quotient(u64::try_from(quota).ok()?, scan_count(rest)?)
 }
 
-/// Why the branch for v1 finds no quota.
+/// Why the branch for v1 is taken.
 fn mistaken(groups: &[Group]) -> Option<String> {
     let first = groups.first()?;
-    if groups.iter().any(|group| group.has("cpu")) {
-        return Some(
-            "knows no quota of cgroup v1: the file name that it makes up never exists".to_owned(),
-        );
-    }
     let line = [&first.id[..], &first.controllers[..], &first.path[..]].join(&b':');
     Some(format!("takes this for cgroup v1, as /proc/self/cgroup begins with \"{}\"", show(&line)))
 }
@@ -90,27 +92,27 @@ fn mistaken(groups: &[Group]) -> Option<String> {
 /// The memory limit that it honours, bytes.
 pub(super) fn memory(mut lens: Lens<'_>) -> Belief<u64> {
     let text = own_groups(&lens, GROUP_BYTES);
-    let (limit, quirk) = match unified(&text) {
-        Some(path) => (memory_v2(&mut lens, path), None),
-        None => {
-            let found = groups(&text).iter().any(|group| group.has("memory"));
-            let all = groups(&lens.peek("/proc/self/cgroup"));
-            let lost = !found && all.iter().any(|group| group.has("memory"));
-            let quirk = if lost {
-                Some(format!(
-                    "reads only the first {GROUP_BYTES} bytes of /proc/self/cgroup, and the memory line comes later"
-                ))
-            } else if all.iter().any(|group| group.has("memory")) {
-                None
-            } else {
-                mistaken(&all)
-            };
-            (memory_v1(&mut lens, &text), quirk)
-        }
+    let (limit, quirk) = if let Some(path) = unified(&text) {
+        (memory_v2(&mut lens, path), None)
+    } else {
+        (memory_v1(&mut lens, &text), lost_line(&lens, &text))
     };
     let limit = tighter(limit, rlimit(&mut lens, b"Max address space"));
     let limit = tighter(limit, rlimit(&mut lens, b"Max data size"));
     Belief { limit, quirk, looks: lens.looks, ..Belief::default() }
+}
+
+/// Why the branch for v1 does not find its group.
+fn lost_line(lens: &Lens<'_>, text: &[u8]) -> Option<String> {
+    let has = |groups: &[Group]| groups.iter().any(|group| group.has("memory"));
+    let all = groups(&lens.peek("/proc/self/cgroup"));
+    match (has(&groups(text)), has(&all)) {
+        (true, _) => None,
+        (false, true) => Some(format!(
+            "reads only the first {GROUP_BYTES} bytes of /proc/self/cgroup, and the memory line comes later"
+        )),
+        (false, false) => mistaken(&all),
+    }
 }
 
 /// `min(memory.high, memory.max)` of our own group; unknown where either is missing or 0.

@@ -2,7 +2,8 @@
 
 use super::opinion::{Belief, Lens, Opinion, Ours, Verdict, Whole};
 use super::why::{Scale, same};
-use super::{Case, asked, dotnet, go, jvm, libuv, rust};
+use super::{Case, asked, dotnet, finding, go, jvm, libuv, rust};
+use crate::plan::Runtime;
 use crate::units::{plural, show_size};
 
 const fn opinion(id: &'static str, who: &'static str, asked: bool) -> Opinion {
@@ -19,13 +20,13 @@ pub(super) fn opinions(case: &Case<'_>, ours: &Ours) -> Vec<Opinion> {
     let all = [
         count_all(online, &scale),
         affinity(case, &scale),
-        standard_library(case, &scale),
+        Some(standard_library(case, &scale)),
         sysinfo(case, &scale),
-        node(case, &scale),
-        go(case, &scale),
+        Some(node(case, &scale)),
+        Some(go(case, &scale)),
         automaxprocs(case, &scale),
-        java(case, &scale),
-        net(case, &scale),
+        Some(java(case, &scale)),
+        Some(net(case, &scale)),
     ];
     all.into_iter().flatten().collect()
 }
@@ -59,7 +60,7 @@ fn affinity(case: &Case<'_>, scale: &Scale<'_>) -> Option<Opinion> {
     Some(Opinion { cpus, ..opinion("affinity", who, live.is_some()) })
 }
 
-fn standard_library(case: &Case<'_>, scale: &Scale<'_>) -> Option<Opinion> {
+fn standard_library(case: &Case<'_>, scale: &Scale<'_>) -> Opinion {
     let belief = rust::cpus(Lens::new(case.host));
     let live = (case.host.is_live() && !belief.fails).then(asked::parallelism).flatten();
     let mut cpus = scale.cpus(&belief, Whole::Floor);
@@ -76,7 +77,7 @@ fn standard_library(case: &Case<'_>, scale: &Scale<'_>) -> Option<Opinion> {
         cpus = Verdict { value: Some(asked), agrees: Some(agrees), why: why.to_owned() };
     }
     let who = "Rust: std::thread::available_parallelism()";
-    Some(Opinion { cpus: Some(cpus), ..opinion("rust-std", who, live.is_some()) })
+    Opinion { cpus: Some(cpus), ..opinion("rust-std", who, live.is_some()) }
 }
 
 fn sysinfo(case: &Case<'_>, scale: &Scale<'_>) -> Option<Opinion> {
@@ -107,25 +108,26 @@ fn sysinfo(case: &Case<'_>, scale: &Scale<'_>) -> Option<Opinion> {
     Some(Opinion { memory_bytes, ..opinion("sysinfo", "The crate sysinfo", true) })
 }
 
-fn node(case: &Case<'_>, scale: &Scale<'_>) -> Option<Opinion> {
+fn node(case: &Case<'_>, scale: &Scale<'_>) -> Opinion {
     // Its mask has 1024 bits; on a longer one the call fails and it counts what is switched on.
     let cpus = scale.cpus(&libuv::cpus(Lens::new(case.host)), Whole::Floor);
     let memory = scale.memory(&libuv::memory(Lens::new(case.host)));
     let seen = memory.as_ref().and_then(|memory| memory.value);
     let heap = seen.map(|seen| {
         let each = libuv::heap(seen);
-        heap(case, scale, each, "half of the memory that it sees, between 256 MiB and 2 GiB (4 GiB on large machines), and a little")
+        let rule = "half of the memory that it sees, 256 MiB to 2 GiB (4 GiB where it sees much), and its young generation";
+        heap(case, scale, Runtime::Node, each, rule)
     });
     let who = "Node.js 22 and later (libuv 1.52): os.availableParallelism()";
-    Some(Opinion {
+    Opinion {
         cpus: Some(cpus),
         memory_bytes: memory,
         heap_bytes: heap,
         ..opinion("node", who, false)
-    })
+    }
 }
 
-fn go(case: &Case<'_>, scale: &Scale<'_>) -> Option<Opinion> {
+fn go(case: &Case<'_>, scale: &Scale<'_>) -> Opinion {
     let mut belief = go::runtime(Lens::new(case.host));
     let told = case.env("GOMAXPROCS").and_then(|text| Some((text, text.parse().ok()?)));
     belief.told = told
@@ -133,7 +135,7 @@ fn go(case: &Case<'_>, scale: &Scale<'_>) -> Option<Opinion> {
         .map(|(text, n)| (format!("GOMAXPROCS={text} in the environment"), n));
     belief.fails &= belief.told.is_none();
     let cpus = Some(scale.cpus(&belief, Whole::CeilTwo));
-    Some(Opinion { cpus, ..opinion("go", "Go 1.25 and later: GOMAXPROCS", false) })
+    Opinion { cpus, ..opinion("go", "Go 1.25 and later: GOMAXPROCS", false) }
 }
 
 fn automaxprocs(case: &Case<'_>, scale: &Scale<'_>) -> Option<Opinion> {
@@ -144,48 +146,61 @@ fn automaxprocs(case: &Case<'_>, scale: &Scale<'_>) -> Option<Opinion> {
     Some(Opinion { cpus, ..opinion("automaxprocs", "Go with automaxprocs: GOMAXPROCS", false) })
 }
 
-fn java(case: &Case<'_>, scale: &Scale<'_>) -> Option<Opinion> {
+fn java(case: &Case<'_>, scale: &Scale<'_>) -> Opinion {
     let ram = scale.ram.map_or(u64::MAX, |ram| ram.value);
     let cpus = scale.cpus(&jvm::cpus(Lens::new(case.host)), Whole::Ceil);
     let memory = scale.memory(&jvm::memory(Lens::new(case.host), ram));
     let seen = memory.as_ref().and_then(|memory| memory.value);
     let heap = seen.map(|seen| {
-        heap(
-            case,
-            scale,
-            jvm::heap(seen),
-            "a quarter of the memory that it sees, half in small containers",
-        )
+        let rule = "a quarter of the memory that it sees, half where that is little";
+        heap(case, scale, Runtime::Jvm, jvm::heap(seen), rule)
     });
     let who = "JVM 25 (HotSpot): availableProcessors(), heap by default";
-    Some(Opinion {
+    Opinion {
         cpus: Some(cpus),
         memory_bytes: memory,
         heap_bytes: heap,
         ..opinion("jvm", who, false)
-    })
+    }
 }
 
-fn net(case: &Case<'_>, scale: &Scale<'_>) -> Option<Opinion> {
+fn net(case: &Case<'_>, scale: &Scale<'_>) -> Opinion {
     let cpus = scale.cpus(&dotnet::cpus(Lens::new(case.host)), Whole::Ceil);
     let belief = dotnet::memory(Lens::new(case.host));
     let memory = scale.memory(&belief);
     let limited =
         memory.as_ref().and_then(|memory| memory.value).filter(|_| belief.limit.is_some());
     let heap = limited.map(|seen| {
-        heap(case, scale, dotnet::heap(seen), "three quarters of the limit that it sees")
+        heap(
+            case,
+            scale,
+            Runtime::Dotnet,
+            dotnet::heap(seen),
+            "three quarters of the limit that it sees",
+        )
     });
     let who = ".NET: Environment.ProcessorCount, heap limit of the GC";
-    Some(Opinion {
+    Opinion {
         cpus: Some(cpus),
         memory_bytes: memory,
         heap_bytes: heap,
         ..opinion("dotnet", who, false)
-    })
+    }
 }
 
 /// How far one heap may grow, and all of ours together.
-fn heap(case: &Case<'_>, scale: &Scale<'_>, each: u64, rule: &str) -> Verdict<u64> {
+fn heap(
+    case: &Case<'_>,
+    scale: &Scale<'_>,
+    runtime: Runtime,
+    each: u64,
+    rule: &str,
+) -> Verdict<u64> {
+    let told = finding::runtime::told(case, runtime);
+    let (each, rule) = match told {
+        Some((bytes, by)) => (bytes, format!("told so by {by}")),
+        None => (each, rule.to_owned()),
+    };
     let workers = case.plan.workers;
     let all = each.saturating_mul(u64::from(workers));
     let together = match scale.ours.memory_bytes {

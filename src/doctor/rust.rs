@@ -3,13 +3,13 @@
 use std::path::{Path, PathBuf};
 
 use super::opinion::{Belief, Lens, Taken, quotient, tighter};
-use super::view::{MOUNT, cpu_group, groups, join, mounts, up_to};
+use super::view::{MOUNT, cpu_group, groups, join, mounts, nowhere, up_to};
 use crate::probe::parse::{number, trim, words};
 
 /// The tightest quota from our group up. `fails` where a group without a path makes it panic.
 pub(super) fn cpus(mut lens: Lens<'_>) -> Belief<f64> {
     let groups = groups(&lens.peek("/proc/self/cgroup"));
-    let Some((group, v1)) = cpu_group(&groups) else { return Belief::default() };
+    let Some((group, v1)) = cpu_group(&groups) else { return nowhere() };
     if group.path.is_empty() {
         let quirk = Some(
             "panics at a line of /proc/self/cgroup that ends behind its second colon".to_owned(),

@@ -3,12 +3,24 @@
 
 use std::path::{Path, PathBuf};
 
-use super::opinion::Lens;
+use super::opinion::{Belief, Lens};
 use crate::probe::parse::trim;
 use crate::probe::{path_of, unescape};
 
 /// Where every detector expects the hierarchy.
 pub(super) const MOUNT: &str = "/sys/fs/cgroup";
+
+/// What is said of a detector that does not find where it is.
+pub(super) fn nowhere<T>() -> Belief<T> {
+    let quirk = "finds no group of its own in /proc/self/cgroup and /proc/self/mountinfo";
+    Belief {
+        limit: None,
+        looks: Vec::new(),
+        quirk: Some(quirk.to_owned()),
+        told: None,
+        fails: false,
+    }
+}
 
 /// One line of `/proc/self/cgroup`.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -43,7 +43,11 @@ impl Scale<'_> {
             };
         }
         let quota = belief.limit.as_ref().map(|limit| (limit, whole.of(limit.value)));
-        let quota = quota.filter(|(_, rounded)| *rounded < self.set || self.set == 0);
+        // A quota of more CPUs than there are is none.
+        let (quota, beyond) = match quota {
+            Some((limit, rounded)) if rounded >= self.set && self.set > 0 => (None, Some(limit)),
+            quota => (quota, None),
+        };
         let value = quota.map_or(self.set.max(1), |(_, rounded)| rounded);
         let mut why = Vec::new();
         if same(f64::from(value), self.ours.cpus) {
@@ -57,6 +61,12 @@ impl Scale<'_> {
             Some((limit, _)) => format!("takes {} from {}", show_cpus(limit.value), limit.source),
             None if belief.looks.is_empty() && belief.quirk.is_none() => {
                 "counts the CPUs that it may run on and reads no quota".to_owned()
+            }
+            None if beyond.is_some_and(|limit| !same(limit.value, self.ours.cpus)) => {
+                let (cpus, source) = beyond
+                    .map(|limit| (show_cpus(limit.value), limit.source.as_str()))
+                    .unwrap_or_default();
+                format!("takes {cpus} from {source}, more than it may run on")
             }
             None => "takes no quota and counts the CPUs that it may run on".to_owned(),
         });
@@ -114,19 +124,27 @@ impl Scale<'_> {
     /// Why we do not go by a tighter number that somebody found.
     fn left_out(&self, source: Option<&str>) -> Option<String> {
         let source = source?;
-        if let Some(flag) = self.ours.cpus_source.as_deref().and_then(flag) {
-            return Some(format!("{flag} pretends more"));
+        if self.ours.cpus_source.as_deref().and_then(flag).is_some()
+            || self.ours.memory_source.as_deref().and_then(flag).is_some()
+        {
+            return Some("ours is pretended".to_owned());
         }
         if source.ends_with("soft_limit_in_bytes") {
             return Some(
-                "which is a soft limit: the kernel gives more while there is some".to_owned(),
+                "but that is a soft limit, and the kernel gives more while there is some"
+                    .to_owned(),
             );
         }
         if source.starts_with("/proc/self/limits") {
-            return Some("which limits one process, and not all together".to_owned());
+            return Some("but that limits one process, and not all of them together".to_owned());
         }
-        let warning = self.warnings.iter().find(|warning| warning.contains(source));
-        warning.cloned().or_else(|| Some("which does not bind this process".to_owned()))
+        if let Some(warning) = self.warnings.iter().find(|warning| warning.contains(source)) {
+            return Some(format!("throng-rs goes by others: {warning}"));
+        }
+        if source.ends_with("memory.limit_in_bytes") {
+            return Some("but what this process uses is not charged to that group".to_owned());
+        }
+        Some("but that group is not above this process".to_owned())
     }
 }
 
@@ -196,11 +214,11 @@ impl Limit<'_> {
         if looks.is_empty() {
             return Some(format!("the limit is {}, in {source}", self.text));
         }
-        self.elsewhere(looks, file)
+        self.elsewhere(looks, file, explained)
     }
 
     /// The limit is in a file that was never opened.
-    fn elsewhere(&self, looks: &[Look], file: &Path) -> Option<String> {
+    fn elsewhere(&self, looks: &[Look], file: &Path, explained: bool) -> Option<String> {
         let source = self.source?;
         let name = file.file_name()?;
         let opened = |look: &&Look| look.path.file_name() == Some(name);
@@ -221,6 +239,11 @@ impl Limit<'_> {
         }
         let own = looks.first()?.path.parent()?;
         let (limit, text) = (file.parent()?, &self.text);
+        if name == "memory.stat" {
+            return Some(format!(
+                "it does not read hierarchical_memory_limit, the kernel's own minimum, which is {text} in {source}"
+            ));
+        }
         if self.taken.is_none() && looks.iter().all(|look| look.text.is_none()) {
             return Some(format!(
                 "it looks in {}, where no such file is; the limit of {text} is in {source}",
@@ -245,6 +268,9 @@ impl Limit<'_> {
                 "it looks at {}, above our own group; the limit of {text} is in {source}",
                 own.display()
             ));
+        }
+        if explained {
+            return Some(format!("the limit of {text} is in {source}"));
         }
         Some(format!("it looks in {}; the limit of {text} is in {source}", own.display()))
     }

@@ -22,9 +22,17 @@ const NARROWEST: usize = 30;
 pub(crate) fn text(diagnosis: &Diagnosis, width: usize, color: bool) -> String {
     let mut page = Page { out: String::new(), width: width.max(NARROWEST), color };
     page.ours(&diagnosis.ours);
-    page.heading("What others believe");
-    for opinion in &diagnosis.opinions {
-        page.opinion(opinion);
+    let (asked, computed): (Vec<_>, Vec<_>) =
+        diagnosis.opinions.iter().partition(|opinion| opinion.asked);
+    let groups = [
+        ("What others say (asked)", asked),
+        ("What others believe (by their documented algorithms; nothing was started)", computed),
+    ];
+    for (heading, opinions) in groups.into_iter().filter(|(_, opinions)| !opinions.is_empty()) {
+        page.heading(heading);
+        for opinion in opinions {
+            page.opinion(opinion);
+        }
     }
     if !diagnosis.findings.is_empty() {
         page.heading("What to look at");
@@ -96,8 +104,7 @@ impl Page {
     }
 
     fn opinion(&mut self, opinion: &Opinion) {
-        let how = if opinion.asked { "asked" } else { "by its documented algorithm" };
-        self.paragraph(2, 4, "", &format!("{} ({how})", opinion.who));
+        self.paragraph(2, 4, "", opinion.who);
         if let Some(cpus) = &opinion.cpus {
             self.line(cpus, |cpus| plural(*cpus, "CPU"));
         }

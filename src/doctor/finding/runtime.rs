@@ -21,11 +21,24 @@ pub(super) fn findings(case: &Case<'_>, found: &mut Vec<Finding>) {
             found.extend(too_large(case, (source.clone(), word), &heap));
         }
     }
-    found.extend(plain_heap(case, "GOMEMLIMIT", |text| parse_size(text)));
+    found.extend(plain_heap(case, "GOMEMLIMIT", parse_size));
     found.extend(plain_heap(case, "DOTNET_GCHeapHardLimit", |text| {
         u64::from_str_radix(text.trim_start_matches("0x").trim_start_matches("0X"), 16).ok()
     }));
     found.extend(threads(case));
+}
+
+/// The heap that the environment or the command tells a runtime, bytes, and where.
+pub(in crate::doctor) fn told(case: &Case<'_>, runtime: Runtime) -> Option<(u64, String)> {
+    let texts = options(case).into_iter().filter(|(_, _, of)| *of == runtime);
+    let all = texts.flat_map(|(source, text, _)| {
+        heaps(&text, runtime).into_iter().map(move |(word, heap)| (source.clone(), word, heap))
+    });
+    // The last one counts: later variables and the command line beat those before.
+    let (source, word, heap) = all.last()?;
+    let Heap::Bytes(bytes) = heap else { return None };
+    let place = source.strip_prefix("env:").map_or("the command", |name| name);
+    Some((bytes, format!("{word} in {place}")))
 }
 
 /// Which texts hold options of which runtime, for a command of that kind or none.
