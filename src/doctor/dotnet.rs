@@ -81,7 +81,13 @@ pub(super) fn memory(mut lens: Lens<'_>) -> Belief<u64> {
         limit =
             tighter(limit, value.map(|value| Taken { value, source: file.display().to_string() }));
     }
-    Belief { limit, looks: lens.looks, ..Belief::default() }
+    // "The mount directory does not contain memory.max", which a bind mount or a namespace makes wrong.
+    let unread = (dir != top).then(|| lens.host.read(&top.join("memory.max")).ok()).flatten();
+    let unread = unread.and_then(|text| scan_count(&text));
+    let quirk = unread
+        .filter(|bytes| limit.as_ref().is_none_or(|limit| *bytes < limit.value))
+        .map(|_| "leaves the top of the mount out on its way up".to_owned());
+    Belief { limit, looks: lens.looks, quirk, ..Belief::default() }
 }
 
 /// The hard limit of its heap under a memory limit, bytes: three quarters, at least 20 MiB.

@@ -68,3 +68,9 @@ pub(super) fn all(case: &Case<'_>) -> Vec<Finding> {
     found.sort_by_key(|finding| finding.severity);
     found
 }
+
+/// A fragment as a sentence.
+fn capital(text: &str) -> String {
+    let mut chars = text.chars();
+    chars.next().map(|first| first.to_uppercase().chain(chars).collect()).unwrap_or_default()
+}

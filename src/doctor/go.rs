@@ -10,7 +10,12 @@ use crate::probe::show;
 
 /// The runtime's quota: of its own group alone, read by strict rules.
 pub(super) fn runtime(mut lens: Lens<'_>) -> Belief<f64> {
-    let groups = groups(&lens.peek("/proc/self/cgroup"));
+    let text = lens.peek("/proc/self/cgroup");
+    if !text.is_empty() && !text.ends_with(b"\n") {
+        let quirk = "gives up at the end of /proc/self/cgroup, which has no newline";
+        return Belief { quirk: Some(quirk.to_owned()), ..Belief::default() };
+    }
+    let groups = groups(&text);
     let Some((group, v1)) = cpu_group(&groups) else { return nowhere() };
     let dir = match find(&lens, &group.path, v1) {
         Ok(Some(dir)) => dir,
@@ -29,8 +34,12 @@ pub(super) fn runtime(mut lens: Lens<'_>) -> Belief<f64> {
 fn find(lens: &Lens<'_>, path: &[u8], v1: bool) -> Result<Option<PathBuf>, String> {
     let text = lens.peek("/proc/self/mountinfo");
     let gives_up = |what: &str| format!("gives up at a line of /proc/self/mountinfo {what}");
-    for mount in mounts(&text) {
-        let Some(mount) = mount else { return Err(gives_up("that it cannot read")) };
+    let all = mounts(&text);
+    let whole = if text.ends_with(b"\n") { all.len() } else { all.len().saturating_sub(1) };
+    for (at, mount) in all.into_iter().enumerate() {
+        let Some(mount) = mount.filter(|_| at < whole) else {
+            return Err(gives_up("that it cannot read"));
+        };
         if !mount.raw_root.starts_with(b"/") {
             return Err(gives_up(&format!(
                 "that belongs to another mount, \"{}\"",

@@ -14,6 +14,8 @@ mod libuv;
 mod opinion;
 mod others;
 mod rust;
+#[cfg(test)]
+mod tests;
 mod view;
 mod why;
 

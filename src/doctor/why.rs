@@ -253,15 +253,16 @@ impl Limit<'_> {
         if own != limit && own.starts_with(limit) {
             let levels = own.strip_prefix(limit).ok()?.components().count();
             let far = plural(u64::try_from(levels).unwrap_or(u64::MAX), "level");
-            let goes = if looks.iter().any(|look| look.path.parent() != Some(own)) {
-                "it does not get as far"
-            } else {
-                "it looks only at its own cgroup"
-            };
-            return Some(format!(
-                "{goes}: the limit of {text} sits {far} up, in {}",
-                limit.display()
-            ));
+            let sits = format!("the limit of {text} sits {far} up, in {}", limit.display());
+            let further = looks.iter().any(|look| look.path.parent() != Some(own));
+            return Some(match (explained, further) {
+                (true, _) => sits,
+                (false, true) => format!("it does not get as far: {sits}"),
+                (false, false) => format!("it looks only at its own cgroup: {sits}"),
+            });
+        }
+        if limit == own && !explained {
+            return Some(format!("it does not read {source}, which says {text}"));
         }
         if limit != own && limit.starts_with(own) {
             return Some(format!(

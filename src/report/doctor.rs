@@ -95,12 +95,13 @@ impl Page {
         self.paragraph(2, 4, "", &memory);
         let workers = plural(ours.workers, "worker");
         self.paragraph(2, 4, "", &format!("{workers} ({} says why)", "throng-rs --dry-run"));
-        self.paragraph(
-            2,
-            2,
-            DIM,
-            "These are what the kernel holds this process to; believe them where others differ.",
-        );
+        let pretended = [&ours.cpus_source, &ours.memory_source].into_iter().flatten();
+        let note = if pretended.into_iter().any(|source| source.starts_with("flag:")) {
+            "What comes by a flag is pretended; the others know nothing of it."
+        } else {
+            "This is what the kernel holds the process to: believe it where others differ."
+        };
+        self.paragraph(2, 2, DIM, note);
     }
 
     fn opinion(&mut self, opinion: &Opinion) {

@@ -1,10 +1,13 @@
 //! CPU time: quotas that are small, and throttling that happens.
 
+use std::time::Duration;
+
 use super::Severity::{Note, Problem, Warning};
 use super::{Case, Finding};
 use crate::doctor::why::show_cpus;
 use crate::probe::parse::keyed;
 use crate::probe::{Controller, chain};
+use crate::units::show_duration;
 
 /// From which share of throttled periods on it is worth a word, and from which it hurts all the time.
 const SOME: u64 = 5;
@@ -30,15 +33,20 @@ pub(super) fn findings(case: &Case<'_>, found: &mut Vec<Finding>) {
             "throttled",
             (file.display().to_string(), format!("nr_periods {periods}, nr_throttled {throttled}")),
             format!(
-                "The quota was used up in {percent} % of all periods, and everybody in the group then stood still until the next: {} ms in all, {} ms each time.",
-                micros / 1000,
-                micros / 1000 / throttled.max(1)
+                "The quota was used up in {percent} % of all periods, and everybody in the group then stood still until the next: {} in all, {} each time.",
+                span(micros),
+                span(micros / throttled.max(1))
             ),
             "Raise the CPU limit, or run fewer workers and threads: they share the quota, and more of them only use it up sooner.",
         ));
         // A throttled parent shows in each group below it.
         break;
     }
+}
+
+/// Whole milliseconds.
+fn span(micros: u64) -> String {
+    show_duration(Duration::from_millis(micros / 1000))
 }
 
 fn below_one(case: &Case<'_>) -> Option<Finding> {

@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use super::Severity::{Note, Problem, Warning};
-use super::{Case, Finding};
+use super::{Case, Finding, capital};
 use crate::probe::parse::{meminfo, number, trim};
 use crate::probe::{MemoryLevel, show};
 use crate::units::{plural, show_size};
@@ -138,7 +138,7 @@ fn does_not_fit(case: &Case<'_>) -> Option<Finding> {
             source.map_or(("unknown".to_owned(), String::new()), |fact| {
                 (fact.source.clone(), fact.value.to_string())
             }),
-            format!("Not even one worker fits: {shortage}."),
+            format!("{}.", capital(shortage)),
             "Raise the limit, or say what a worker really needs (--worker-memory).",
         ));
     }
@@ -164,7 +164,7 @@ fn does_not_fit(case: &Case<'_>) -> Option<Finding> {
             show_size(room)
         ),
         format!(
-            "Leave the number out ({} would run), raise the limit, or say what a worker really needs (--worker-memory).",
+            "Leave the number out (memory is enough for {}), raise the limit, or say what a worker really needs (--worker-memory).",
             plural(fit, "worker")
         ),
     ))

@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use super::Severity::{Note, Warning};
-use super::{Case, Finding};
+use super::{Case, Finding, capital};
 use crate::doctor::view::{groups, mounts};
 use crate::probe::parse::lines;
 use crate::probe::show;
@@ -40,24 +40,19 @@ fn first_quoted(text: &str) -> &str {
     text.split('"').nth(1).unwrap_or_default()
 }
 
-fn capital(text: &str) -> String {
-    let mut chars = text.chars();
-    chars.next().map(|first| first.to_uppercase().chain(chars).collect()).unwrap_or_default()
-}
-
 fn hidepid(case: &Case<'_>) -> Option<Finding> {
     let text = case.host.read(Path::new("/proc/self/mountinfo")).ok()?;
-    let line = lines(&text).find(|line| {
-        let words = || line.split(|b| *b == b' ' || *b == b',');
-        let hides = |word: &[u8]| {
-            word.strip_prefix(b"hidepid=").is_some_and(|how| !matches!(how, b"0" | b"off"))
-        };
-        words().any(|word| word == b"/proc") && words().any(hides)
+    let word = lines(&text).find_map(|line| {
+        let mut words = line.split(|b| *b == b' ' || *b == b',');
+        words.clone().find(|word| *word == b"/proc")?;
+        words.find(|word| {
+            word.strip_prefix(b"hidepid=").is_some_and(|how| how != b"0" && how != b"off")
+        })
     })?;
     Some(Finding::new(
         Note,
         "hidden-processes",
-        ("/proc/self/mountinfo", show(line)),
+        ("/proc/self/mountinfo", show(word)),
         "Processes of other users are hidden, so what they use of a limit of processes per user cannot be counted.",
         "Nothing, unless the number of tasks matters: then mount /proc without hidepid for this group.",
     ))
