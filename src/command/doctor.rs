@@ -41,6 +41,7 @@ pub(super) fn run(matches: &ArgMatches, host: &Host) -> Result<u8, Failure> {
         env: &env.readable(),
         exec: settings.exec,
         worker_memory: worker_memory(&settings, program),
+        warnings: &settings.warnings,
         pinned: settings.sizing.workers.as_ref(),
     });
     let text = match settings.format {

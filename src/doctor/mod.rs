@@ -45,6 +45,8 @@ pub(crate) struct Case<'a> {
     pub(crate) exec: bool,
     /// What one worker is reckoned with, bytes.
     pub(crate) worker_memory: u64,
+    /// What is odd about the settings.
+    pub(crate) warnings: &'a [String],
     /// A number of workers that somebody insisted on.
     pub(crate) pinned: Option<&'a Given<u32>>,
 }

@@ -155,6 +155,8 @@ fn rounding(limit: &Taken<f64>, rounded: u32, whole: Whole) -> Option<String> {
     }
     Some(if whole == Whole::CeilTwo && limit.value <= 1.0 {
         "never goes below 2, so that its garbage collector can run beside the program".to_owned()
+    } else if whole == Whole::Floor && limit.value < 1.0 {
+        "never goes below 1".to_owned()
     } else if number > limit.value {
         format!("rounds up to {rounded}")
     } else {

@@ -195,6 +195,7 @@ fn settings_that_contradict_the_plan_are_found() {
             "heap-above-share",
         ),
         (&[], &["--", "npm", "start"], "wrapper-in-front"),
+        (&[("WEB_CONCURRENCY", "9")], &["--", "./server"], "more-than-fits"),
         (&[], &["--", "sh", "-c", "cd /app; node server.js"], "shell-in-front"),
     ] {
         let report = report("v2-private-ns", env, args);
@@ -204,6 +205,8 @@ fn settings_that_contradict_the_plan_are_found() {
         let expected = env.first().map_or("command".to_owned(), |(name, _)| format!("env:{name}"));
         assert_eq!(source, expected, "{found}");
     }
+    let unknown = report("v2-private-ns", &[("THRONG_WROKERS", "3")], node);
+    assert_eq!(finding(&unknown, "odd-setting").unwrap()["text"], "THRONG_WROKERS");
     // What fits, and what is another runtime's, is not complained of.
     for (env, args) in [
         (("NODE_OPTIONS", "--max-old-space-size=64"), node),

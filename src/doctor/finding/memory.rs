@@ -128,7 +128,9 @@ fn above_ram(case: &Case<'_>) -> Option<Finding> {
 fn does_not_fit(case: &Case<'_>) -> Option<Finding> {
     let plan = case.plan;
     let room = plan.all_memory;
-    if let Some(shortage) = &plan.shortage {
+    // A shortage of tasks is told by its own rule.
+    let short = room.is_some_and(|room| room < case.worker_memory);
+    if let Some(shortage) = plan.shortage.as_ref().filter(|_| short) {
         let memory = &plan.resources.memory;
         let source = [&memory.limit, &memory.high, &memory.ram].into_iter().flatten();
         let source = source.min_by_key(|fact| fact.value);

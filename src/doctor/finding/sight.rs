@@ -22,6 +22,16 @@ pub(super) fn findings(case: &Case<'_>, found: &mut Vec<Finding>) {
     }
     found.extend(hidepid(case));
     found.extend(namespace(case));
+    for warning in case.warnings {
+        let about = warning.split_whitespace().next().unwrap_or_default();
+        found.push(Finding::new(
+            Warning,
+            "odd-setting",
+            ("settings", about),
+            format!("{warning}."),
+            "Correct it or take it out: it does nothing as it stands.",
+        ));
+    }
     for warning in &case.evidence.warnings {
         // Each begins with what it is about, mostly a file.
         let about = warning.split_whitespace().next().unwrap_or_default();

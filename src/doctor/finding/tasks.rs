@@ -22,7 +22,8 @@ fn pids(case: &Case<'_>) -> Option<Finding> {
     let each = case.runtime.unwrap_or(Runtime::Other).tasks();
     let need = each.saturating_mul(u64::from(case.plan.workers));
     let used = limit.value.saturating_sub(room);
-    let severity = if room < need {
+    // The plan keeps so many free for the launcher and for who has to look into a full container.
+    let severity = if room < need.saturating_add(8) {
         Problem
     } else if case.plan.bound_by == Bound::Tasks || used >= limit.value / 10 * 8 {
         Warning
