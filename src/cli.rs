@@ -195,8 +195,10 @@ pub(crate) fn command() -> Command {
     let doctor = Command::new("doctor")
         .about("Compare this answer with what Node.js, Go, the JVM and others believe; warn of what will hurt")
         .after_help("Exit status: 0 no problem (warnings and notes are none), 1 at least one problem, 2 bad input,\n126/127 COMMAND cannot be run/found.")
-        .args(options())
-        .arg(words("What the workers will run, with its arguments"));
+        // Only where it is asked for: a table of arguments that nobody uses would slow every start.
+        .defer(|doctor| {
+            doctor.args(options()).arg(words("What the workers will run, with its arguments"))
+        });
     // The server that `demo` runs in each worker.
     let server = Command::new("demo-server").hide(true);
     Command::new("throng-rs")
