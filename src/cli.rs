@@ -189,21 +189,23 @@ pub(crate) fn find(name: &str) -> Option<&'static Key> {
 
 /// Everything clap needs.
 pub(crate) fn command() -> Command {
+    // Deferred: tables of arguments that nobody asked for would slow every start.
     let demo = Command::new("demo")
         .about("Run a small HTTP server in as many workers as fit, on 127.0.0.1:3000")
-        .args(options());
+        .defer(|demo| demo.args(options()));
     let table = Command::new("table")
         .about("Print how many workers would fit, by memory and CPUs; `table heroku`: in each dyno")
         .override_usage("throng-rs table [OPTIONS] [heroku] [COMMAND [ARG]...]")
-        .args(options())
-        .arg(
-            Arg::new("command")
-                .value_name("COMMAND")
-                .num_args(0..)
-                .trailing_var_arg(true)
-                .value_parser(clap::value_parser!(std::ffi::OsString))
-                .help("Whose workers, as it would be run"),
-        );
+        .defer(|table| {
+            let words = words("Whose workers, as it would be run");
+            table.args(options()).arg(words.last(false).num_args(0..).trailing_var_arg(true))
+        });
+    let doctor = Command::new("doctor")
+        .about("Compare this answer with what Node.js, Go, the JVM and others believe; warn of what will hurt")
+        .after_help("Exit status: 0 no problem (warnings and notes are none), 1 at least one problem, 2 bad input,\n126/127 COMMAND cannot be run/found.")
+        .defer(|doctor| {
+            doctor.args(options()).arg(words("What the workers will run, with its arguments"))
+        });
     // The server that `demo` runs in each worker.
     let server = Command::new("demo-server").hide(true);
     Command::new("throng-rs")
@@ -214,6 +216,7 @@ pub(crate) fn command() -> Command {
              throng-rs --exec [OPTIONS] -- COMMAND [ARG]...\n       \
              throng-rs --dry-run [OPTIONS] [-- COMMAND [ARG]...]\n       \
              throng-rs table [OPTIONS] [heroku] [COMMAND [ARG]...]\n       \
+             throng-rs doctor [OPTIONS] [-- COMMAND [ARG]...]\n       \
              throng-rs demo [OPTIONS]",
         )
         .after_help(
@@ -223,18 +226,22 @@ pub(crate) fn command() -> Command {
              126/127 COMMAND cannot be run/found, 137 a worker had to be killed, else the last failed worker's.",
         )
         .args(options())
-        .arg(
-            Arg::new("command")
-                .value_name("COMMAND")
-                .last(true)
-                .num_args(1..)
-                .value_parser(clap::value_parser!(std::ffi::OsString))
-                .help("What to run, with its arguments"),
-        )
+        .arg(words("What to run, with its arguments"))
         .subcommand(table)
         .subcommand(demo)
+        .subcommand(doctor)
         .subcommand(server)
         .disable_help_subcommand(true)
+}
+
+/// The command behind two dashes.
+fn words(help: &'static str) -> Arg {
+    Arg::new("command")
+        .value_name("COMMAND")
+        .last(true)
+        .num_args(1..)
+        .value_parser(clap::value_parser!(std::ffi::OsString))
+        .help(help)
 }
 
 fn options() -> impl Iterator<Item = Arg> {

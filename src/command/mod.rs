@@ -1,6 +1,7 @@
 //! What the program does, one file a subcommand: settings in, exit status out.
 
 mod demo;
+mod doctor;
 mod run;
 mod size;
 mod table;
@@ -44,6 +45,7 @@ fn perform(args: impl Iterator<Item = OsString>) -> Result<u8, Failure> {
         Some(("demo-server", _)) => demo::serve(),
         Some(("demo", matches)) => demo::run(matches, &host),
         Some(("table", matches)) => table::run(matches, &args, &host),
+        Some(("doctor", matches)) => doctor::run(matches, &host),
         _ => {
             let defaults = Defaults { share: Share::Off, listen: None };
             let settings = Settings::read(&matches, &host, defaults)?;

@@ -38,12 +38,7 @@ pub(super) fn size(
     program: Option<&Path>,
     env: &Environment,
 ) -> Result<Sized, Failure> {
-    let recorded = match &settings.what_if.sysroot {
-        Some(dir) => Some(Host::sysroot(dir).map_err(|error| {
-            usage(format!("cannot read the machine under --sysroot {}: {error}; give a folder that holds proc and sys", dir.display()))
-        })?),
-        None => None,
-    };
+    let recorded = machine_of(settings)?;
     let mut resources = Resources::of(recorded.as_ref().unwrap_or(host));
     if let Some(memory) = &settings.what_if.memory {
         let swap = resources.swaps();
@@ -62,11 +57,29 @@ pub(super) fn size(
     Ok(Sized { plan, subject })
 }
 
-pub(super) fn request(settings: &Settings, program: Option<&Path>, env: &Environment) -> Request {
-    let runtime = settings.command.first().map_or(Runtime::Other, |word| {
+/// The machine of `--sysroot`, where that is given.
+pub(super) fn machine_of(settings: &Settings) -> Result<Option<Host>, Failure> {
+    let Some(dir) = &settings.what_if.sysroot else { return Ok(None) };
+    Host::sysroot(dir).map(Some).map_err(|error| {
+        usage(format!("cannot read the machine under --sysroot {}: {error}; give a folder that holds proc and sys", dir.display()))
+    })
+}
+
+/// What the command runs on.
+pub(super) fn runtime(settings: &Settings, program: Option<&Path>) -> Runtime {
+    settings.command.first().map_or(Runtime::Other, |word| {
         let head = program.map(head).unwrap_or_default();
         Runtime::recognise(&word.to_string_lossy(), &head)
-    });
+    })
+}
+
+/// What one worker is reckoned with, bytes.
+pub(super) fn worker_memory(settings: &Settings, program: Option<&Path>) -> u64 {
+    let given = settings.sizing.worker_memory.as_ref().map(|given| given.value);
+    given.unwrap_or_else(|| runtime(settings, program).worker_memory())
+}
+
+pub(super) fn request(settings: &Settings, program: Option<&Path>, env: &Environment) -> Request {
     Request {
         workers: settings.sizing.workers.clone(),
         advice: settings.sizing.advice.clone(),
@@ -76,7 +89,7 @@ pub(super) fn request(settings: &Settings, program: Option<&Path>, env: &Environ
         workers_per_cpu: settings.sizing.workers_per_cpu.clone(),
         cpu_round: settings.sizing.cpu_round.clone(),
         headroom: settings.sizing.headroom.clone(),
-        runtime,
+        runtime: runtime(settings, program),
         runtime_env: settings.sizing.runtime_env,
         single_tree: settings.exec || settings.format == Format::Env,
         env: env.readable(),

@@ -10,13 +10,15 @@ mod levels;
 mod locate;
 mod machine;
 mod mounts;
-mod parse;
+pub(crate) mod parse;
 mod platform;
 mod pretend;
 mod resources;
 mod rlimits;
 
 use std::path::Path;
+#[cfg(feature = "launcher")]
+use std::path::PathBuf;
 
 pub use dynos::{DYNOS, Dyno};
 pub use host::Host;
@@ -25,10 +27,16 @@ pub use machine::Machine;
 pub use parse::CpuSet;
 pub use resources::{Ceiling, Cpu, Memory, Resources, Tasks};
 
+#[cfg(feature = "launcher")]
+pub(crate) use host::{path_of, show};
+#[cfg(feature = "launcher")]
+pub(crate) use mounts::unescape;
+
 use crate::units::Fraction;
 use levels::Reader;
 use locate::{Fit, Place, locate};
-use mounts::{Controller, Membership, parse_mountinfo};
+pub(crate) use mounts::Controller;
+use mounts::{Membership, parse_mountinfo};
 
 /// Everything the probe found, before any of it is weighed.
 #[derive(Clone, Debug, Default)]
@@ -77,6 +85,18 @@ pub fn probe(host: &Host) -> Evidence {
     evidence.tasks.extend(rlimits);
     platform::overlay(host, &mut evidence);
     evidence
+}
+
+#[cfg(feature = "launcher")]
+/// The directories of one controller as the probe finds them, our own group first.
+pub(crate) fn chain(host: &Host, controller: Controller) -> Vec<PathBuf> {
+    let read = |path: &str| host.read(Path::new(path)).unwrap_or_default();
+    let ours = Membership::parse(&read("/proc/self/cgroup"));
+    let mut mounts = parse_mountinfo(&read("/proc/self/mountinfo"));
+    if host.is_live() {
+        mounts.retain(machine::is_what_it_says);
+    }
+    locate(host, &ours, &mounts, controller).map(|place| place.chain).unwrap_or_default()
 }
 
 /// What a reader of the report must know about how the group was found.

@@ -163,7 +163,7 @@ pub(crate) fn parse_mountinfo(text: &[u8]) -> Vec<Mount> {
 }
 
 /// `\040` and its like back to the byte: mountinfo escapes space, tab, newline and backslash.
-fn unescape(text: &[u8]) -> Vec<u8> {
+pub(crate) fn unescape(text: &[u8]) -> Vec<u8> {
     let mut plain = Vec::with_capacity(text.len());
     let mut rest = text;
     while let Some((&byte, after)) = rest.split_first() {

@@ -1,5 +1,8 @@
-//! A plan for people, programs and shells. Decides nothing. Depends on `plan` and below.
+//! A plan or a diagnosis for people, programs and shells. Decides nothing. Depends on `doctor`, `plan`
+//! and below.
 
+#[cfg(feature = "launcher")]
+mod doctor;
 mod json;
 #[cfg(feature = "launcher")]
 mod shell;
@@ -10,6 +13,8 @@ pub(crate) mod table;
 #[cfg(feature = "launcher")]
 mod text;
 
+#[cfg(feature = "launcher")]
+pub(crate) use doctor::{json as diagnosis_json, text as diagnosis};
 #[cfg(feature = "launcher")]
 pub(crate) use json::render as json;
 #[cfg(feature = "launcher")]

@@ -7,6 +7,7 @@ mod architecture;
 mod beds;
 mod cli;
 mod docker;
+mod doctor;
 mod hosts;
 mod launch;
 mod output;
