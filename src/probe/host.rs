@@ -39,12 +39,18 @@ impl Host {
 
     /// The machine recorded under `dir` (`dir/proc/self/cgroup`, `dir/sys/fs/cgroup`, …).
     ///
-    /// Symbolic links are followed as if `dir` were `/`. The error is that `dir` is no readable folder.
+    /// Symbolic links are followed as if `dir` were `/`. The environment is the recorded one of
+    /// `dir/proc/self/environ`, else that of this process. The error is that `dir` is no readable folder.
     pub fn sysroot(dir: &Path) -> io::Result<Self> {
         let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
         let fd = open(dir, flags, Mode::empty())?;
         let root = Root { path: dir.to_owned(), dir: fd };
-        Ok(Self { root: Some(root), env: std::env::vars_os().collect() })
+        let mut host = Self { root: Some(root), env: BTreeMap::new() };
+        host.env = match host.read(Path::new("/proc/self/environ")) {
+            Ok(text) => recorded(&text),
+            Err(_) => std::env::vars_os().collect(),
+        };
+        Ok(host)
     }
 
     /// The same files with another environment.
@@ -92,6 +98,11 @@ impl Host {
         Ok(content)
     }
 
+    /// Whether there is anything at `path`.
+    pub(crate) fn exists(&self, path: &Path) -> bool {
+        self.open(path, OFlag::O_PATH).is_ok()
+    }
+
     /// Whether `path` is a directory.
     pub(crate) fn is_dir(&self, path: &Path) -> bool {
         self.open(path, OFlag::O_PATH | OFlag::O_DIRECTORY).is_ok()
@@ -129,6 +140,16 @@ impl Host {
             other => Ok(other?),
         }
     }
+}
+
+/// `NAME=value` entries that end with a NUL, as the kernel has them (`proc_pid_environ(5)`).
+fn recorded(text: &[u8]) -> BTreeMap<OsString, OsString> {
+    let entries = text.split(|b| *b == 0).filter_map(|entry| {
+        let equals = entry.iter().position(|b| *b == b'=').filter(|at| *at > 0)?;
+        let (name, value) = (&entry[..equals], &entry[equals + 1..]);
+        Some((OsString::from_vec(name.to_vec()), OsString::from_vec(value.to_vec())))
+    });
+    entries.collect()
 }
 
 /// A path made of the bytes that a kernel file gave.

@@ -2,7 +2,8 @@
 //! tighten what the kernel says; one that makes no sense is left out with a warning.
 //!
 //! A table, so that a platform is a row. What each variable means is from the platform's own
-//! documentation, named in the row's comment.
+//! documentation, named in the row's comment. Render, Railway, Cloud Run and Azure Container Apps
+//! tell no limit in a variable: their containers have cgroups.
 
 use std::os::unix::ffi::OsStrExt;
 
@@ -10,7 +11,7 @@ use super::Evidence;
 use super::host::{Host, show};
 use super::levels::{Fact, MemoryLevel};
 use super::parse::{CpuSet, number, trim};
-use crate::units::{Fraction, MIB};
+use crate::units::{Fraction, MIB, parse_size};
 
 /// What a variable holds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -19,19 +20,42 @@ enum Holds {
     Memory,
     /// The same, and the CPUs follow from it: one for so many MiB.
     MemoryAndCpu { per_cpu: u64 },
+    /// The memory limit with a unit: `512m`, `1G`.
+    Size,
+    /// The memory limit as Kubernetes writes it: `512Mi`, bytes, or MiB by `divisor: 1Mi`.
+    MemoryQuantity,
+    /// CPUs as Kubernetes writes them: `1500m`, `2`, or thousandths by `divisor: 1m`.
+    CpuQuantity,
     /// The ids of the CPUs, `0-2,7`.
     Cpus,
+}
+
+impl Holds {
+    fn words(self) -> &'static str {
+        match self {
+            Self::Memory | Self::MemoryAndCpu { .. } => "number of MiB",
+            Self::Size | Self::MemoryQuantity => "size",
+            Self::CpuQuantity => "number of CPUs",
+            Self::Cpus => "list of CPUs",
+        }
+    }
 }
 
 struct Row {
     variable: &'static str,
     holds: Holds,
+    /// Counts only where this one is set too: the name alone could be anybody's.
+    only_with: Option<&'static str>,
     /// Does not count where this one is set, which says more.
     unless: Option<&'static str>,
 }
 
 const fn row(variable: &'static str, holds: Holds) -> Row {
-    Row { variable, holds, unless: None }
+    Row { variable, holds, only_with: None, unless: None }
+}
+
+const fn kubernetes(variable: &'static str, holds: Holds) -> Row {
+    Row { only_with: Some("KUBERNETES_SERVICE_HOST"), ..row(variable, holds) }
 }
 
 const ROWS: &[Row] = &[
@@ -46,52 +70,122 @@ const ROWS: &[Row] = &[
     row("FLY_VM_MEMORY_MB", Holds::Memory),
     // Azure App Service, "Environment variables and app settings".
     row("WEBSITE_MEMORY_LIMIT_MB", Holds::Memory),
+    // Heroku's Python buildpack, from the dyno's own limit.
+    Row { only_with: Some("DYNO"), ..row("DYNO_RAM", Holds::Memory) },
+    // Cloud Foundry, "Environment variables": memory of an instance with its unit.
+    Row { only_with: Some("VCAP_APPLICATION"), ..row("MEMORY_LIMIT", Holds::Size) },
+    // Kubernetes, "Expose Pod Information to Containers Through Environment Variables": the names are
+    // the author's choice; these are the documentation's own and the usual ones.
+    kubernetes("MY_MEM_LIMIT", Holds::MemoryQuantity),
+    kubernetes("MY_CPU_LIMIT", Holds::CpuQuantity),
+    kubernetes("MEMORY_LIMIT", Holds::MemoryQuantity),
+    kubernetes("CPU_LIMIT", Holds::CpuQuantity),
+    kubernetes("CONTAINER_MEMORY_LIMIT", Holds::MemoryQuantity),
+    kubernetes("CONTAINER_CPU_LIMIT", Holds::CpuQuantity),
+    kubernetes("KUBERNETES_MEMORY_LIMIT", Holds::MemoryQuantity),
+    kubernetes("KUBERNETES_CPU_LIMIT", Holds::CpuQuantity),
 ];
 
 /// Adds what the environment says to what the files said.
 pub(crate) fn overlay(host: &Host, evidence: &mut Evidence) {
     for row in ROWS {
         let Some(text) = host.env(row.variable) else { continue };
-        if row.unless.is_some_and(|other| host.env(other).is_some()) {
+        if row.only_with.is_some_and(|sign| host.env(sign).is_none())
+            || row.unless.is_some_and(|other| host.env(other).is_some())
+        {
             continue;
         }
         let text = trim(text.as_bytes());
-        if !evidence.add(row, text) {
+        if evidence.add(row, text).is_none() {
             evidence.warnings.push(format!(
                 "{} in the environment is \"{}\", which is no {}, and is ignored",
                 row.variable,
                 show(text),
-                if row.holds == Holds::Cpus { "list of CPUs" } else { "number of MiB" }
+                row.holds.words()
             ));
         }
     }
 }
 
 impl Evidence {
-    /// False where the text makes no sense.
-    fn add(&mut self, row: &Row, text: &[u8]) -> bool {
+    /// `None` where the text makes no sense.
+    fn add(&mut self, row: &Row, text: &[u8]) -> Option<()> {
         let source = format!("env:{}", row.variable);
-        if row.holds == Holds::Cpus {
-            let set = CpuSet::from_list(text).filter(|set| set.count() > 0);
-            let cpus = set.and_then(|set| Fraction::new(u64::from(set.count()), 1));
-            self.quotas.extend(cpus.map(|value| Fact { value, source }));
-            return cpus.is_some();
+        match row.holds {
+            Holds::Cpus => {
+                let set = CpuSet::from_list(text).filter(|set| set.count() > 0)?;
+                self.add_quota(Fraction::new(u64::from(set.count()), 1)?, source);
+            }
+            Holds::CpuQuantity => self.add_quota(cpu_quantity(text)?, source),
+            Holds::Memory => self.add_limit(mebibytes(text)?, row.variable, source),
+            Holds::MemoryAndCpu { per_cpu } => {
+                let bytes = mebibytes(text)?;
+                self.add_quota(Fraction::new(bytes / MIB, per_cpu)?, source.clone());
+                self.add_limit(bytes, row.variable, source);
+            }
+            Holds::Size => {
+                let bytes = parse_size(std::str::from_utf8(text).ok()?).filter(|b| *b > 0)?;
+                self.add_limit(bytes, row.variable, source);
+            }
+            Holds::MemoryQuantity => {
+                self.add_limit(memory_quantity(text)?, row.variable, source);
+            }
         }
-        // Saturated or zero: nobody runs in no memory, nor in 16 EiB.
-        let mib = number(text).filter(|mib| *mib > 0 && *mib < u64::MAX);
-        let Some(mib) = mib else { return false };
-        if let Holds::MemoryAndCpu { per_cpu } = row.holds {
-            let cpus = Fraction::new(mib, per_cpu);
-            self.quotas.extend(cpus.map(|value| Fact { value, source: source.clone() }));
-        }
-        let limit = Some(Fact { value: mib.saturating_mul(MIB), source });
-        self.memory.push(MemoryLevel {
-            dir: row.variable.to_owned(),
-            limit,
-            ..MemoryLevel::default()
-        });
-        true
+        Some(())
     }
+
+    pub(super) fn add_quota(&mut self, value: Fraction, source: String) {
+        self.quotas.push(Fact { value, source });
+    }
+
+    pub(super) fn add_limit(&mut self, value: u64, dir: &str, source: String) {
+        let limit = Some(Fact { value, source });
+        self.memory.push(MemoryLevel { dir: dir.to_owned(), limit, ..MemoryLevel::default() });
+    }
+}
+
+/// Saturated or zero: nobody runs in no memory, nor in 16 EiB.
+fn mebibytes(text: &[u8]) -> Option<u64> {
+    number(text).filter(|mib| *mib > 0 && *mib < u64::MAX)?.checked_mul(MIB)
+}
+
+/// Bytes of a Kubernetes quantity. A plain number below 1 MiB is in MiB: no container is that small,
+/// and `divisor: 1Mi` is common.
+fn memory_quantity(text: &[u8]) -> Option<u64> {
+    let (value, unit) = split_unit(text);
+    let value = number(value).filter(|value| *value > 0)?;
+    let factor: u64 = match unit {
+        b"" if value < MIB => MIB,
+        b"" => 1,
+        b"k" => 1000,
+        b"M" => 1_000_000,
+        b"G" => 1_000_000_000,
+        b"T" => 1_000_000_000_000,
+        b"Ki" => 1 << 10,
+        b"Mi" => 1 << 20,
+        b"Gi" => 1 << 30,
+        b"Ti" => 1 << 40,
+        _ => return None,
+    };
+    value.checked_mul(factor)
+}
+
+/// CPUs of a Kubernetes quantity. A plain number from 1000 on is in thousandths (`divisor: 1m`): no
+/// node has a thousand CPUs; below, it is taken for CPUs, because too few is worse than too many here.
+fn cpu_quantity(text: &[u8]) -> Option<Fraction> {
+    let (value, unit) = split_unit(text);
+    let value = number(value).filter(|value| *value > 0 && *value < 10_000_000)?;
+    match unit {
+        b"m" => Fraction::new(value, 1000),
+        b"" if value >= 1000 => Fraction::new(value, 1000),
+        b"" => Fraction::new(value, 1),
+        _ => None,
+    }
+}
+
+fn split_unit(text: &[u8]) -> (&[u8], &[u8]) {
+    let digits = text.iter().take_while(|b| b.is_ascii_digit()).count();
+    text.split_at(digits)
 }
 
 #[cfg(test)]
@@ -143,5 +237,37 @@ mod tests {
         let found = with(&[("NOMAD_CPU_CORES", "3-1"), ("WEBSITE_MEMORY_LIMIT_MB", " ")]);
         assert!(found.quotas.is_empty() && found.memory.is_empty());
         assert_eq!(found.warnings.len(), 1, "blank is unset");
+    }
+
+    #[test]
+    fn generic_names_count_only_on_their_platform() {
+        assert!(with(&[("MEMORY_LIMIT", "512Mi"), ("CPU_LIMIT", "2")]).memory.is_empty());
+        let foundry = with(&[("VCAP_APPLICATION", "{}"), ("MEMORY_LIMIT", "512m")]);
+        assert_eq!(limits(&foundry), [(512, "env:MEMORY_LIMIT")]);
+        let pod = with(&[
+            ("KUBERNETES_SERVICE_HOST", "10.0.0.1"),
+            ("MY_MEM_LIMIT", "536870912"),
+            ("CONTAINER_MEMORY_LIMIT", "256"),
+            ("MY_CPU_LIMIT", "1500"),
+            ("CPU_LIMIT", "500m"),
+        ]);
+        assert_eq!(limits(&pod), [(512, "env:MY_MEM_LIMIT"), (256, "env:CONTAINER_MEMORY_LIMIT")]);
+        let cpus: Vec<_> = pod.quotas.iter().map(|quota| quota.value.as_f64()).collect();
+        assert_eq!(cpus, [1.5, 0.5]);
+        let bad = with(&[("KUBERNETES_SERVICE_HOST", "x"), ("MEMORY_LIMIT", "lots")]);
+        assert!(bad.memory.is_empty() && bad.warnings[0].contains("lots"));
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn no_text_widens_or_panics(text in "\\PC{0,24}", pick in 0..ROWS.len()) {
+            let signs = ["KUBERNETES_SERVICE_HOST", "VCAP_APPLICATION", "DYNO"].map(|s| (s, "x"));
+            let mut evidence = Evidence::default();
+            let env = signs.into_iter().chain([(ROWS[pick].variable, text.as_str())]);
+            overlay(&Host::live().with_env(env), &mut evidence);
+            let known = evidence.memory.len() + evidence.quotas.len();
+            proptest::prop_assert!(known + evidence.warnings.len() <= 3);
+            proptest::prop_assert!(evidence.memory.iter().all(|m| m.limit.as_ref().is_some_and(|l| l.value > 0)));
+        }
     }
 }
