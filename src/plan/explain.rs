@@ -23,7 +23,12 @@ pub(crate) fn explain(
 ) -> Explained {
     let mut told =
         Explained { steps: Vec::new(), verdict: Vec::new(), warnings: Vec::new(), shortage: None };
+    for surrounding in &resources.surroundings {
+        let name = &surrounding.name;
+        told.step("runs on", &name.value, Some(&name.source), &surrounding.because);
+    }
     told.memory(resources, request, inputs, outcome);
+    told.per_process(resources, inputs, outcome);
     told.cpu(resources, request, outcome);
     told.tasks(resources, inputs, outcome);
     told.settings(request, outcome);
@@ -88,6 +93,26 @@ impl Explained {
         self.verdict.push(format!("memory allows {words}"));
     }
 
+    /// The limit of one process, where it is less than a worker's share or than its cost.
+    fn per_process(&mut self, resources: &Resources, inputs: &Inputs, outcome: &Outcome) {
+        let Some(most) = &resources.memory.per_process else { return };
+        let share = outcome.memory.as_ref().map(|room| room.budget / u64::from(outcome.workers));
+        if share.is_none_or(|share| most.value >= share) && most.value >= inputs.worker_memory {
+            return;
+        }
+        let size = show_size(most.value);
+        let because =
+            "no process may have more (RLIMIT_AS or RLIMIT_DATA); a limit of each, not of all";
+        self.step("per process", &size, Some(&most.source), because);
+        if most.value < inputs.worker_memory {
+            let cost = show_size(inputs.worker_memory);
+            let shortage =
+                format!("no worker of {cost} fits in the {size} that one process may have");
+            self.warnings.push(format!("{shortage}; raise `ulimit -v` and `ulimit -d`"));
+            self.shortage = Some(shortage);
+        }
+    }
+
     fn ceiling(
         &mut self,
         resources: &Resources,
@@ -108,6 +133,10 @@ impl Explained {
                 ("memory limit", "the kernel kills above it")
             } else {
                 ("memory limit", "a level above ours, with less room left than our own")
+            };
+            let because = match unit_of(&limit.source) {
+                Some(unit) => format!("{because}; set for {unit} by systemd or whoever manages it"),
+                None => because.to_owned(),
             };
             self.step(name, show_size(limit.value), Some(&limit.source), because);
             if room.by_high {
@@ -254,6 +283,13 @@ impl Explained {
                 .push(format!("the pretended {limit} are more than the {ram} of this machine"));
         }
     }
+}
+
+/// The systemd unit whose group a limit file belongs to.
+fn unit_of(source: &str) -> Option<&str> {
+    let folder = source.rsplit('/').nth(1)?;
+    let kinds = [".slice", ".service", ".scope"];
+    kinds.iter().any(|kind| folder.ends_with(kind)).then_some(folder)
 }
 
 fn plural_cpus(cpus: f64) -> String {

@@ -117,12 +117,14 @@ fn plan(resources: Resources, request: &Request) -> Plan {
     let outcome = inputs.size();
     let workers = outcome.workers;
     let budget = outcome.memory.as_ref().map(|room| room.budget);
-    let worker_memory = budget.map(|budget| budget / u64::from(workers));
+    let per_process = resources.memory.per_process.as_ref().map_or(u64::MAX, |most| most.value);
+    let share = |all: u64| (all / u64::from(workers)).min(per_process);
+    let worker_memory = budget.map(share);
     let environment = if request.runtime_env {
         // Without a known limit a runtime's own defaults are as good as ours.
         let allowance = |all| Allowance {
-            worker: all / u64::from(workers),
-            all,
+            worker: share(all),
+            all: all.min(per_process.max(share(all))),
             workers,
             cpus: resources.cpu.usable,
             single_tree: request.single_tree,

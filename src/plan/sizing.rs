@@ -335,7 +335,9 @@ mod tests {
                 swap,
                 ..ceiling(limit, used)
             });
-            let machine = ram.map(|ram| Ceiling { machine: true, ..ceiling(ram, 0) });
+            // What a group uses, the machine uses.
+            let used = ceilings.clone().map(|ceiling| ceiling.used).max().unwrap_or(0);
+            let machine = ram.map(|ram| Ceiling { machine: true, swap, ..ceiling(ram, used) });
             Inputs { ceilings: ceilings.chain(machine).collect(), worker_memory, cpus: quota(cpus), workers_per_cpu: per,
                      task_room: room, tasks_per_worker, most: most.map(|m| m.max(least)), least, ..inputs() }
         }

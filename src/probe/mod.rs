@@ -5,6 +5,7 @@
 //! warning, never an error and never a panic. Depends on `units` alone.
 
 mod dynos;
+mod ecs;
 mod host;
 mod levels;
 mod locate;
@@ -15,6 +16,7 @@ mod platform;
 mod pretend;
 mod resources;
 mod rlimits;
+mod surroundings;
 
 use std::path::Path;
 #[cfg(feature = "launcher")]
@@ -26,6 +28,7 @@ pub use levels::{Fact, MemoryLevel, TaskLevel};
 pub use machine::Machine;
 pub use parse::CpuSet;
 pub use resources::{Ceiling, Cpu, Memory, Resources, Tasks};
+pub use surroundings::Surrounding;
 
 #[cfg(feature = "launcher")]
 pub(crate) use host::{path_of, show};
@@ -51,6 +54,10 @@ pub struct Evidence {
     pub tasks: Vec<TaskLevel>,
     /// The machine around.
     pub machine: Machine,
+    /// The most memory that one process may have, whatever the groups allow.
+    pub per_process: Option<Fact<u64>>,
+    /// What all of that is on.
+    pub surroundings: Vec<Surrounding>,
     /// What was odd and how it was treated, one sentence each.
     pub warnings: Vec<String>,
 }
@@ -74,16 +81,22 @@ pub fn probe(host: &Host) -> Evidence {
         tasks: place(Controller::Pids).map(|place| reader.tasks(&place)).unwrap_or_default(),
         memory: memory.as_ref().map(|place| reader.memory(place)).unwrap_or_default(),
         machine: Machine::probe(&mut reader),
-        warnings: Vec::new(),
+        ..Evidence::default()
     };
-    let rlimits = rlimits::tasks(&mut reader);
+    let limits = host.read(Path::new(rlimits::LIMITS)).unwrap_or_default();
+    let tasks = rlimits::tasks(&mut reader, &limits);
     let mut warnings = reader.warnings;
     let mut doubts: Vec<_> = memory.iter().chain(&cpu).filter_map(doubt).collect();
     doubts.dedup();
     warnings.extend(doubts);
     let mut evidence = Evidence { warnings, ..evidence };
-    evidence.tasks.extend(rlimits);
+    evidence.tasks.extend(tasks);
+    evidence.per_process = rlimits::memory(&limits);
     platform::overlay(host, &mut evidence);
+    ecs::overlay(host, &mut evidence);
+    let limit =
+        evidence.memory.iter().filter_map(|level| level.limit.as_ref()).map(|l| l.value).min();
+    evidence.surroundings = surroundings::find(host, &mountinfo, limit);
     evidence
 }
 

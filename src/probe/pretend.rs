@@ -16,10 +16,16 @@ impl Resources {
             available: None,
             ceilings: Vec::new(),
             oom_group: false,
+            per_process: None,
         };
         let nowhere = Cpu { quota: None, set: None, set_source: None, usable: 1.0, source: None };
-        let empty =
-            Self { memory: nothing, cpu: nowhere, tasks: Tasks::default(), warnings: Vec::new() };
+        let empty = Self {
+            memory: nothing,
+            cpu: nowhere,
+            tasks: Tasks::default(),
+            surroundings: Vec::new(),
+            warnings: Vec::new(),
+        };
         empty.pretend_memory(bytes, "pretended", false).pretend_cpus(cpus, "pretended")
     }
 

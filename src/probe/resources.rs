@@ -5,7 +5,7 @@
 
 use super::levels::{Fact, MemoryLevel};
 use super::machine::MEMINFO;
-use super::{CpuSet, Evidence, Host, probe};
+use super::{CpuSet, Evidence, Host, Surrounding, probe};
 use crate::units::Fraction;
 
 /// What this process has.
@@ -17,6 +17,8 @@ pub struct Resources {
     pub cpu: Cpu,
     /// Processes and threads.
     pub tasks: Tasks,
+    /// What all of that is on, for the explanation alone.
+    pub surroundings: Vec<Surrounding>,
     /// What was odd and how it was treated.
     pub warnings: Vec<String>,
 }
@@ -66,6 +68,8 @@ pub struct Memory {
     pub ceilings: Vec<Ceiling>,
     /// Whether an out-of-memory kill takes all workers at once.
     pub oom_group: bool,
+    /// The most that one process may have, where there is such a limit (`RLIMIT_AS`, `RLIMIT_DATA`).
+    pub per_process: Option<Fact<u64>>,
 }
 
 /// One amount of memory that can run out: a cgroup level, or the machine.
@@ -122,7 +126,7 @@ impl Evidence {
             limit: Some(level.limit.clone()),
             room: Some(level.limit.value.saturating_sub(level.current)),
         });
-        Resources { memory, cpu, tasks, warnings }
+        Resources { memory, cpu, tasks, surroundings: self.surroundings, warnings }
     }
 
     fn memory(&self) -> Memory {
@@ -165,6 +169,7 @@ impl Evidence {
         Memory {
             high: least(|level| level.high.as_ref()),
             oom_group: self.memory.iter().any(|level| level.oom_group),
+            per_process: self.per_process.clone(),
             limit,
             ram,
             available,

@@ -1,13 +1,12 @@
-//! The limit of processes per user, `RLIMIT_NPROC` (`getrlimit(2)`), which counts threads too.
-//!
-//! The other limits of memory (AS, DATA) are per process and say nothing about how many fit.
+//! Limits of `getrlimit(2)`: processes per user (`RLIMIT_NPROC`, which counts threads too), and
+//! memory per process (`RLIMIT_AS`, `RLIMIT_DATA`), which says nothing about how many fit.
 
 use std::path::Path;
 
 use super::levels::{Fact, Reader, TaskLevel};
 use super::parse::{lines, number, status_field, words};
 
-const LIMITS: &str = "/proc/self/limits";
+pub(crate) const LIMITS: &str = "/proc/self/limits";
 const STATUS: &str = "/proc/self/status";
 
 /// Above this nobody's fleet is bound by it, and counting the user's tasks would only cost time.
@@ -16,9 +15,8 @@ const RELEVANT: u64 = 4096;
 const EXEMPT: u64 = 1 << 21 | 1 << 24;
 
 /// The limit with what the user runs already, where it holds for this process.
-pub(crate) fn tasks(reader: &mut Reader<'_>) -> Option<TaskLevel> {
-    let text = reader.host.read(Path::new(LIMITS)).ok()?;
-    let row = lines(&text).find_map(|line| line.strip_prefix(b"Max processes"))?;
+pub(crate) fn tasks(reader: &mut Reader<'_>, text: &[u8]) -> Option<TaskLevel> {
+    let row = lines(text).find_map(|line| line.strip_prefix(b"Max processes"))?;
     // The soft limit comes first; `unlimited` is no number.
     let value = words(row).next().and_then(number).filter(|most| *most < RELEVANT)?;
     let status = reader.host.read(Path::new(STATUS)).ok()?;
@@ -28,6 +26,18 @@ pub(crate) fn tasks(reader: &mut Reader<'_>) -> Option<TaskLevel> {
     }
     let current = running(reader, uid);
     Some(TaskLevel { limit: Fact { value, source: LIMITS.to_owned() }, current })
+}
+
+/// The smaller soft limit of what one process may have: its data, or its addresses. Addresses are
+/// counted as reserved, not as used; a runtime that reserves many needs that limit far above its share.
+pub(crate) fn memory(text: &[u8]) -> Option<Fact<u64>> {
+    let soft = |name: &[u8]| {
+        let row = lines(text).find_map(|line| line.strip_prefix(name))?;
+        words(row).next().and_then(number)
+    };
+    let limits = [soft(b"Max data size"), soft(b"Max address space")];
+    let value = limits.into_iter().flatten().min()?;
+    Some(Fact { value, source: LIMITS.to_owned() })
 }
 
 fn real_uid(status: &[u8]) -> Option<u64> {

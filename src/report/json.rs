@@ -37,6 +37,7 @@ struct Resources<'a> {
     memory: Memory<'a>,
     cpu: Cpu<'a>,
     tasks: Tasks<'a>,
+    runs_on: Vec<&'a str>,
 }
 
 #[derive(Serialize)]
@@ -45,6 +46,7 @@ struct Memory<'a> {
     high_bytes: Option<u64>,
     ram_bytes: Option<u64>,
     available_bytes: Option<u64>,
+    per_process_bytes: Option<u64>,
     source: Option<&'a str>,
 }
 
@@ -116,6 +118,7 @@ impl<'a> Report<'a> {
                     high_bytes: bytes(&memory.high),
                     ram_bytes: bytes(&memory.ram),
                     available_bytes: memory.available,
+                    per_process_bytes: bytes(&memory.per_process),
                     source: source.map(|fact| fact.source.as_str()),
                 },
                 cpu: Cpu {
@@ -128,6 +131,12 @@ impl<'a> Report<'a> {
                     limit: bytes(&tasks.limit),
                     source: tasks.limit.as_ref().map(|limit| limit.source.as_str()),
                 },
+                runs_on: plan
+                    .resources
+                    .surroundings
+                    .iter()
+                    .map(|s| s.name.value.as_str())
+                    .collect(),
             },
             steps: &plan.steps,
             changes: &plan.changes,
