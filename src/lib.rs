@@ -78,6 +78,8 @@ mod fleet;
 mod log;
 pub mod plan;
 pub mod probe;
+#[cfg(feature = "launcher")]
+mod program;
 mod report;
 #[cfg(feature = "launcher")]
 mod settings;

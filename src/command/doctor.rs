@@ -31,8 +31,7 @@ pub(super) fn run(matches: &ArgMatches, host: &Host) -> Result<u8, Failure> {
     }
     let env = inherited(&settings, host)?;
     let found = look_for(&settings, &env);
-    let program = found.as_ref().ok().and_then(Option::as_deref);
-    let sized = size(&settings, host, program, &env)?;
+    let sized = size(&settings, host, &env)?;
     let recorded = machine_of(&settings)?;
     let host = recorded.as_ref().unwrap_or(host);
     let command: Vec<String> =
@@ -42,10 +41,10 @@ pub(super) fn run(matches: &ArgMatches, host: &Host) -> Result<u8, Failure> {
         evidence: &probe(host),
         plan: &sized.plan,
         command: &command,
-        runtime: settings.command.first().map(|_| runtime(&settings, program)),
+        runtime: settings.command.first().map(|_| runtime(&settings, &env)),
         env: &env.readable(),
         exec: settings.exec,
-        worker_memory: worker_memory(&settings, program),
+        worker_memory: worker_memory(&settings, &env),
         warnings: &settings.warnings,
         pinned: settings.sizing.workers.as_ref(),
     });

@@ -73,7 +73,7 @@ pub(super) fn start(
         ));
     }
     let user = settings.workers.user.as_deref().map(user).transpose()?;
-    let sized = size(settings, host, Some(&program), &env)?;
+    let sized = size(settings, host, &env)?;
     sized.check(settings)?;
     for (name, value) in environment(settings, &sized.plan) {
         env.set(&name, value);

@@ -1,15 +1,16 @@
 //! From settings to a plan, and `--dry-run`.
 
 use std::collections::BTreeMap;
-use std::ffi::OsString;
-use std::path::{Path, PathBuf};
+use std::ffi::{OsStr, OsString};
+use std::path::PathBuf;
 
 use super::{colored, print};
 use crate::cli::{KEYS, Key};
-use crate::engine::{Environment, find, head};
+use crate::engine::{Environment, find};
 use crate::exit::{Failure, SUCCESS, usage};
 use crate::plan::{Plan, Request, Runtime};
 use crate::probe::{Host, Resources};
+use crate::program::{self, Recognised};
 use crate::report::{self, Subject};
 use crate::settings::{Format, Settings, read_env_file};
 use crate::units::show_size;
@@ -31,13 +32,8 @@ impl Sized {
     }
 }
 
-/// Computes the plan. `program` is where the command was found, if it was looked for and found.
-pub(super) fn size(
-    settings: &Settings,
-    host: &Host,
-    program: Option<&Path>,
-    env: &Environment,
-) -> Result<Sized, Failure> {
+/// Computes the plan.
+pub(super) fn size(settings: &Settings, host: &Host, env: &Environment) -> Result<Sized, Failure> {
     let recorded = machine_of(settings)?;
     let mut resources = Resources::of(recorded.as_ref().unwrap_or(host));
     if let Some(memory) = &settings.what_if.memory {
@@ -48,7 +44,11 @@ pub(super) fn size(
     if let Some(cpus) = &settings.what_if.cpus {
         resources = resources.pretend_cpus(cpus.value, cpus.origin.as_deref().unwrap_or_default());
     }
-    let mut plan = Plan::new(resources, &request(settings, program, env));
+    let found = recognised(settings, env);
+    let mut plan = Plan::new(resources, &request(settings, found.as_ref(), env));
+    if let Some(found) = &found {
+        plan.warnings.extend(product(settings, found, env, plan.workers));
+    }
     plan.warnings.extend(settings.warnings.iter().cloned());
     let subject = match spoken(&settings.command) {
         words if words.is_empty() => words,
@@ -65,21 +65,50 @@ pub(super) fn machine_of(settings: &Settings) -> Result<Option<Host>, Failure> {
     })
 }
 
-/// What the command runs on.
-pub(super) fn runtime(settings: &Settings, program: Option<&Path>) -> Runtime {
-    settings.command.first().map_or(Runtime::Other, |word| {
-        let head = program.map(head).unwrap_or_default();
-        Runtime::recognise(&word.to_string_lossy(), &head)
-    })
+/// What the command runs on, by its real executable where it is one of this machine.
+pub(super) fn recognised(settings: &Settings, env: &Environment) -> Option<Recognised> {
+    let words: Vec<String> =
+        settings.command.iter().map(|word| word.to_string_lossy().into_owned()).collect();
+    let here = settings.what_if.sysroot.is_none();
+    let dir = directory(settings).ok().filter(|_| here);
+    let look = |name: &str| find(OsStr::new(name), env.get("PATH"), dir.as_deref()?).ok();
+    program::recognise(&words, &look)
+}
+
+/// The runtime alone.
+pub(super) fn runtime(settings: &Settings, env: &Environment) -> Runtime {
+    recognised(settings, env).map_or(Runtime::Other, |found| found.runtime)
+}
+
+/// What forks or stays in front by itself, where several workers of it are to run.
+fn product(
+    settings: &Settings,
+    found: &Recognised,
+    env: &Environment,
+    workers: u32,
+) -> Vec<String> {
+    let tree = settings.exec || settings.format == Format::Env;
+    let Ok(dir) = directory(settings) else { return Vec::new() };
+    if settings.what_if.sysroot.is_some() || tree {
+        return Vec::new();
+    }
+    let get = |name: &str| env.get(name).map(|value| value.to_string_lossy().into_owned());
+    let fork = program::forks(&found.words, &get, &dir).and_then(|fork| fork.warning(workers));
+    let runner = program::runner(&found.words, &dir);
+    fork.into_iter().chain(runner).collect()
 }
 
 /// What one worker is reckoned with, bytes.
-pub(super) fn worker_memory(settings: &Settings, program: Option<&Path>) -> u64 {
+pub(super) fn worker_memory(settings: &Settings, env: &Environment) -> u64 {
     let given = settings.sizing.worker_memory.as_ref().map(|given| given.value);
-    given.unwrap_or_else(|| runtime(settings, program).worker_memory())
+    given.unwrap_or_else(|| runtime(settings, env).worker_memory())
 }
 
-pub(super) fn request(settings: &Settings, program: Option<&Path>, env: &Environment) -> Request {
+pub(super) fn request(
+    settings: &Settings,
+    found: Option<&Recognised>,
+    env: &Environment,
+) -> Request {
     Request {
         workers: settings.sizing.workers.clone(),
         advice: settings.sizing.advice.clone(),
@@ -89,7 +118,9 @@ pub(super) fn request(settings: &Settings, program: Option<&Path>, env: &Environ
         workers_per_cpu: settings.sizing.workers_per_cpu.clone(),
         cpu_round: settings.sizing.cpu_round.clone(),
         headroom: settings.sizing.headroom.clone(),
-        runtime: runtime(settings, program),
+        runtime: found.map_or(Runtime::Other, |found| found.runtime),
+        recognised: found.map(|found| found.because.clone()),
+        words: found.map(|found| found.words.clone()).unwrap_or_default(),
         runtime_env: settings.sizing.runtime_env,
         single_tree: settings.exec || settings.format == Format::Env,
         env: env.readable(),
@@ -128,7 +159,7 @@ pub(super) fn environment(settings: &Settings, plan: &Plan) -> BTreeMap<String, 
 pub(super) fn report(settings: &Settings, host: &Host) -> Result<u8, Failure> {
     let env = inherited(settings, host)?;
     let found = look_for(settings, &env);
-    let mut sized = size(settings, host, found.as_ref().ok().and_then(Option::as_deref), &env)?;
+    let mut sized = size(settings, host, &env)?;
     if let Err(failure) = found {
         sized.plan.warnings.push(failure.to_string());
     }

@@ -4,7 +4,7 @@ use std::ffi::OsString;
 
 use clap::ArgMatches;
 
-use super::size::{inherited, look_for, request, spoken};
+use super::size::{inherited, recognised, request, spoken};
 use super::{print, refuse};
 use crate::cli;
 use crate::exit::{Failure, SUCCESS, usage};
@@ -36,9 +36,7 @@ pub(super) fn run(matches: &ArgMatches, args: &[OsString], host: &Host) -> Resul
     let settings = Settings::read(inner.unwrap_or(matches), host, defaults)?;
     check(&settings)?;
     let env = inherited(&settings, host)?;
-    // A command that is not here may be there: its name still tells what runs it.
-    let program = look_for(&settings, &env).ok().flatten();
-    let request = request(&settings, program.as_deref(), &env);
+    let request = request(&settings, recognised(&settings, &env).as_ref(), &env);
     // A pinned number would fill the table with itself.
     let request = Request { workers: None, advice: None, ..request };
     let words = spoken(&settings.command);

@@ -2,8 +2,7 @@
 //! message with status 126 or 127 and not N crashing workers.
 
 use std::ffi::{OsStr, OsString};
-use std::fs::File;
-use std::io::{ErrorKind, Read};
+use std::io::ErrorKind;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
@@ -83,16 +82,6 @@ fn check(file: &Path) -> Verdict {
         }
         Ok(_) => Verdict::Good,
     }
-}
-
-/// The first bytes of a program, to recognise what runs it; empty where they cannot be read.
-pub(crate) fn head(file: &Path) -> Vec<u8> {
-    let mut bytes = Vec::new();
-    if let Ok(file) = File::open(file) {
-        // Two pages hold every interpreter line and ELF header.
-        let _ = file.take(8192).read_to_end(&mut bytes);
-    }
-    bytes
 }
 
 /// The arguments with `{id}` and its like replaced, as `--template` asks.

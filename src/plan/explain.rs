@@ -79,9 +79,12 @@ impl Explained {
             "the limit less all of the above",
         );
         let cost = worker_memory(request);
-        let because = match cost.origin {
-            Some(_) => "private memory, as told".to_owned(),
-            None => format!("assumed for {}; --worker-memory says better", request.runtime.name()),
+        let because = if cost.origin.is_some() {
+            "private memory, as told".to_owned()
+        } else {
+            let known = request.recognised.as_ref().map(|how| format!(", {how}"));
+            let name = request.runtime.name();
+            format!("assumed for {name}{}; --worker-memory says better", known.unwrap_or_default())
         };
         self.step("one worker", show_size(cost.value), cost.origin.as_deref(), because);
         let words = format!(

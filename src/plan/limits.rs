@@ -39,14 +39,16 @@ impl Allowance {
 }
 
 /// The variables that hold `runtime` to its share. `set` gives what the user has set: a plain
-/// variable of his is left alone, and a list of options only gets what it does not name.
+/// variable of his is left alone, and a list of options only gets what neither it nor the command's
+/// `words` name.
 pub(crate) fn limits(
     runtime: Runtime,
     allowance: Allowance,
+    words: &[String],
     set: &dyn Fn(&str) -> Option<String>,
 ) -> Vec<Variable> {
     let (memory, threads) = allowance.of(runtime);
-    let mut out = Limits { set, found: Vec::new() };
+    let mut out = Limits { words, set, found: Vec::new() };
     let share = show_size(memory);
     match runtime {
         Runtime::Node => {
@@ -61,24 +63,17 @@ pub(crate) fn limits(
                 &format!("V8's old generation at 80 % of {share} less 48 MiB for the young one"),
             );
         }
-        Runtime::Jvm => {
-            // Metaspace, code cache and stacks are about the same in a small JVM. Below some 200 MiB
-            // HotSpot goes by the percentage that it calls minimal.
-            let percent = if memory < 512 * MIB { 50 } else { 70 };
+        Runtime::Deno => {
+            let heap = (memory / 5 * 4).saturating_sub(48 * MIB) / MIB;
+            let heap = heap.max(64);
             out.options(
-                "JAVA_TOOL_OPTIONS",
-                &[
-                    ("-XX:MaxRAM", &format!("-XX:MaxRAM={memory}")),
-                    ("-XX:MaxRAMPercentage", &format!("-XX:MaxRAMPercentage={percent}")),
-                    ("-XX:MinRAMPercentage", &format!("-XX:MinRAMPercentage={percent}")),
-                    ("-XX:ActiveProcessorCount", &format!("-XX:ActiveProcessorCount={threads}")),
-                ],
-                &["-Xmx"],
-                &format!(
-                    "a heap of {percent} % of {share}; a percentage alone is of the whole container"
-                ),
+                "DENO_V8_FLAGS",
+                &[("--max-old-space-size", &format!("--max-old-space-size={heap}"))],
+                &["--max-heap-size"],
+                &format!("V8's old generation at 80 % of {share} less 48 MiB for the young one"),
             );
         }
+        Runtime::Jvm => jvm(&mut out, memory, threads),
         Runtime::Dotnet => {
             out.plain(
                 "DOTNET_GCHeapHardLimit",
@@ -120,19 +115,57 @@ pub(crate) fn limits(
             let because = "threads that fit the CPU share, where the program is of that kind";
             out.plain("TOKIO_WORKER_THREADS", threads.to_string(), because);
             out.plain("RAYON_NUM_THREADS", threads.to_string(), because);
-            out.plain("GOMAXPROCS", threads.to_string(), because);
-            out.plain(
-                "GOMEMLIMIT",
-                (memory / 10 * 9).to_string(),
-                &format!("90 % of {share}, where it is a Go program"),
-            );
+            out.plain("OMP_NUM_THREADS", threads.to_string(), because);
         }
-        Runtime::Deno | Runtime::Bun | Runtime::Php | Runtime::Beam | Runtime::Other => {}
+        Runtime::Go => {
+            out.plain("GOMAXPROCS", threads.to_string(), "threads that fit the CPU share");
+            out.plain("GOMEMLIMIT", (memory / 10 * 9).to_string(), &format!("90 % of {share}"));
+        }
+        Runtime::Beam => {
+            // Schedulers and those that are on line (erl(1), +S); one a CPU of the machine by itself.
+            let both = format!("+S {threads}:{threads}");
+            out.options("ERL_FLAGS", &[("+S", &both)], &[], "schedulers that fit the CPU share");
+        }
+        // Neither reads a limit from a variable.
+        Runtime::Bun | Runtime::Php | Runtime::Other => {}
     }
     out.found
 }
 
+/// The heap below a JVM's share: what else it needs is taken off, as Paketo's memory calculator does,
+/// with regions for a small server. From 512 MiB on that is about 70 %, which then holds.
+fn jvm(out: &mut Limits<'_>, memory: u64, threads: u64) {
+    /// Direct memory, metaspace with its classes, the code cache, 40 stacks.
+    const REST: u64 = (10 + 60 + 48 + 40) * MIB;
+    let small = memory < 512 * MIB;
+    let percent =
+        if small { (memory.saturating_sub(REST) * 100 / memory.max(1)).max(25) } else { 70 };
+    let (most, maximum, minimum, processors) = (
+        format!("-XX:MaxRAM={memory}"),
+        format!("-XX:MaxRAMPercentage={percent}"),
+        format!("-XX:MinRAMPercentage={percent}"),
+        format!("-XX:ActiveProcessorCount={threads}"),
+    );
+    let mut wanted = vec![
+        ("-XX:MaxRAM", most.as_str()),
+        ("-XX:MaxRAMPercentage", maximum.as_str()),
+        ("-XX:MinRAMPercentage", minimum.as_str()),
+        ("-XX:ActiveProcessorCount", processors.as_str()),
+    ];
+    if small {
+        wanted.push(("-XX:ReservedCodeCacheSize", "-XX:ReservedCodeCacheSize=48m"));
+    }
+    let share = show_size(memory);
+    out.options(
+        "JAVA_TOOL_OPTIONS",
+        &wanted,
+        &["-Xmx"],
+        &format!("a heap of {percent} % of {share}; a percentage alone is of the whole container"),
+    );
+}
+
 struct Limits<'a> {
+    words: &'a [String],
     set: &'a dyn Fn(&str) -> Option<String>,
     found: Vec<Variable>,
 }
@@ -151,8 +184,13 @@ impl Limits<'_> {
     /// Appends each option that is not there; none at all where the user has one of `instead`.
     fn options(&mut self, name: &str, wanted: &[(&str, &str)], instead: &[&str], because: &str) {
         let mut value = (self.set)(name).unwrap_or_default();
-        // Node takes underscores for dashes.
-        let present = value.replace('_', "-");
+        // Said on the command line, or where the JVM looks too, it is said. Node takes underscores for
+        // dashes.
+        let elsewhere =
+            ["JDK_JAVA_OPTIONS", "_JAVA_OPTIONS"].iter().filter_map(|name| (self.set)(name));
+        let mut present = [&[value.clone()], self.words].concat();
+        present.extend(elsewhere);
+        let present = present.join(" ").replace('_', "-");
         let has = |option: &str| {
             present.split_ascii_whitespace().any(|word| {
                 word.split('=').next() == Some(option)
@@ -162,7 +200,7 @@ impl Limits<'_> {
         let skip_memory = instead.iter().any(|option| has(option));
         let mut added = false;
         for (option, text) in wanted {
-            let memory = !option.ends_with("ProcessorCount");
+            let memory = !option.ends_with("ProcessorCount") && !option.ends_with("CacheSize");
             if has(option) || (memory && skip_memory) {
                 continue;
             }
@@ -194,7 +232,7 @@ mod tests {
         let set = |name: &str| {
             set.iter().find(|(key, _)| *key == name).map(|(_, value)| (*value).to_owned())
         };
-        limits(runtime, allowance, &set).into_iter().map(|v| (v.name, v.value)).collect()
+        limits(runtime, allowance, &[], &set).into_iter().map(|v| (v.name, v.value)).collect()
     }
 
     #[test]
@@ -217,8 +255,32 @@ mod tests {
         let own = [("JAVA_TOOL_OPTIONS", "-Xmx100m")];
         assert_eq!(
             values(Runtime::Jvm, allowance(), &own)[0].1,
-            "-Xmx100m -XX:ActiveProcessorCount=1"
+            "-Xmx100m -XX:ActiveProcessorCount=1 -XX:ReservedCodeCacheSize=48m"
         );
+        let own = [("_JAVA_OPTIONS", "-Xmx100m -XX:ActiveProcessorCount=3")];
+        let big = Allowance { worker: 600 * MIB, ..allowance() };
+        assert_eq!(values(Runtime::Jvm, big, &own), []);
+    }
+
+    #[test]
+    fn a_small_javas_heap_leaves_room_for_the_rest_of_it() {
+        let percent = |mib: u64| {
+            let options = values(Runtime::Jvm, Allowance { worker: mib * MIB, ..allowance() }, &[]);
+            let text = options[0].1.split("MaxRAMPercentage=").nth(1).unwrap().to_owned();
+            text.split(' ').next().unwrap().parse::<u64>().unwrap()
+        };
+        assert_eq!((percent(4096), percent(512)), (70, 70));
+        assert!((68..=70).contains(&percent(511)), "no jump");
+        assert_eq!((percent(300), percent(160)), (47, 25));
+    }
+
+    #[test]
+    fn what_the_command_line_says_counts_too() {
+        let words = ["node", "--max-old-space-size=300", "server.js"].map(str::to_owned);
+        assert!(limits(Runtime::Node, allowance(), &words, &|_| None).is_empty());
+        let words = ["java", "-Xmx1g", "-jar", "x"].map(str::to_owned);
+        let found = limits(Runtime::Jvm, allowance(), &words, &|_| None);
+        assert!(!found[0].value.contains("MaxRAM"), "{found:?}");
     }
 
     #[test]
@@ -235,7 +297,7 @@ mod tests {
     #[test]
     fn one_process_has_the_whole_budget_under_exec() {
         let tree = Allowance { single_tree: true, ..allowance() };
-        let all = values(Runtime::Native, tree, &[]);
+        let all = values(Runtime::Go, tree, &[]);
         assert!(all.contains(&("GOMAXPROCS".to_owned(), "4".to_owned())));
         assert!(all.contains(&("GOMEMLIMIT".to_owned(), (480 * MIB / 10 * 9).to_string())));
         assert_eq!(values(Runtime::Node, tree, &[]), values(Runtime::Node, allowance(), &[]));

@@ -41,6 +41,10 @@ pub struct Request {
     pub headroom: Option<Given<Headroom>>,
     /// What the command runs on.
     pub runtime: Runtime,
+    /// How that is known: "by its name".
+    pub recognised: Option<String>,
+    /// The command, for options in it that say what would be said otherwise.
+    pub words: Vec<String>,
     /// Whether runtimes are told their share.
     pub runtime_env: bool,
     /// Whether the command forks the workers by itself (`--exec`).
@@ -61,6 +65,8 @@ impl Default for Request {
             cpu_round: Given::default_of(Rounding::Nearest),
             headroom: None,
             runtime: Runtime::Other,
+            recognised: None,
+            words: Vec::new(),
             runtime_env: true,
             single_tree: false,
             env: BTreeMap::new(),
@@ -131,7 +137,9 @@ fn plan(resources: Resources, request: &Request) -> Plan {
         };
         let set =
             |name: &str| request.env.get(name).filter(|value| !value.trim().is_empty()).cloned();
-        budget.map(|all| limits::limits(request.runtime, allowance(all), &set)).unwrap_or_default()
+        budget
+            .map(|all| limits::limits(request.runtime, allowance(all), &request.words, &set))
+            .unwrap_or_default()
     } else {
         Vec::new()
     };

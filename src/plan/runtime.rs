@@ -25,7 +25,9 @@ pub enum Runtime {
     Dotnet,
     /// Erlang and Elixir.
     Beam,
-    /// A compiled program.
+    /// Go.
+    Go,
+    /// Another compiled program.
     Native,
     /// A shell script or anything else.
     Other,
@@ -83,7 +85,15 @@ const PROFILES: &[Profile] = &[
         memory: 300,
         tasks: 8,
         programs: &[
-            "ruby", "bundle", "puma", "unicorn", "rails", "rackup", "sidekiq", "thin", "falcon",
+            "ruby",
+            "bundle",
+            "puma",
+            "unicorn",
+            "rails",
+            "rackup",
+            "sidekiq",
+            "sidekiqswarm",
+            "falcon",
         ],
     },
     Profile {
@@ -108,6 +118,7 @@ const PROFILES: &[Profile] = &[
         tasks: 32,
         programs: &["erl", "beam.smp", "elixir", "iex", "mix"],
     },
+    Profile { runtime: Runtime::Go, name: "Go", memory: 100, tasks: 12, programs: &[] },
     Profile {
         runtime: Runtime::Native,
         name: "a compiled program",
@@ -148,16 +159,9 @@ impl Runtime {
         self.profile().tasks
     }
 
-    /// Recognises a program by its name and the first bytes of its file.
-    ///
-    /// `head` decides where the name says nothing: an interpreter line names the runtime, an ELF
-    /// header a compiled program.
+    /// The runtime of a program of this name or path; a version behind the name is allowed.
     #[must_use]
-    pub fn recognise(program: &str, head: &[u8]) -> Self {
-        Self::by_name(program).or_else(|| Self::by_head(head)).unwrap_or(Self::Other)
-    }
-
-    fn by_name(program: &str) -> Option<Self> {
+    pub fn by_name(program: &str) -> Option<Self> {
         let name = program.rsplit('/').next()?;
         let matches = |known: &str| {
             let version = name.strip_prefix(known)?;
@@ -169,26 +173,9 @@ impl Runtime {
         Some(row.runtime)
     }
 
-    fn by_head(head: &[u8]) -> Option<Self> {
-        if head.starts_with(b"\x7fELF") {
-            return Some(Self::Native);
-        }
-        let line = head.strip_prefix(b"#!")?.split(|b| *b == b'\n').next()?;
-        let line = String::from_utf8_lossy(line);
-        let mut words = line.split_ascii_whitespace();
-        let interpreter = words.next()?;
-        if interpreter.ends_with("/env") {
-            // `env -S node --flag`, `env NAME=value python3`.
-            return Self::by_name(
-                words.find(|word| !word.starts_with('-') && !word.contains('='))?,
-            );
-        }
-        Self::by_name(interpreter)
-    }
-
     /// Whether one process uses all the CPUs by threads, so that with `--exec` there is no tree to share with.
     pub(crate) fn is_one_process(self) -> bool {
-        matches!(self, Self::Jvm | Self::Dotnet | Self::Beam | Self::Native)
+        matches!(self, Self::Jvm | Self::Dotnet | Self::Beam | Self::Go | Self::Native)
     }
 }
 
@@ -209,19 +196,17 @@ mod tests {
     }
 
     #[test]
-    fn programs_are_recognised_by_name_then_by_their_first_bytes() {
-        for (program, head, runtime) in [
-            ("node", &b""[..], Runtime::Node),
-            ("/usr/bin/python3.12", b"", Runtime::Python),
-            ("/app/venv/bin/gunicorn", b"#!/app/venv/bin/python3\n", Runtime::Python),
-            ("./start", b"#!/usr/bin/env -S node --no-warnings\nrun()", Runtime::Node),
-            ("./start", b"#!/usr/bin/env RAILS_ENV=production ruby\n", Runtime::Ruby),
-            ("./server", b"\x7fELF\x02", Runtime::Native),
-            ("./start", b"#!/bin/sh\nexec node server.js\n", Runtime::Other),
-            ("nodemon-like", b"", Runtime::Other),
-            ("./server", b"", Runtime::Other),
+    fn programs_are_known_by_their_names() {
+        for (program, runtime) in [
+            ("node", Some(Runtime::Node)),
+            ("/usr/bin/python3.12", Some(Runtime::Python)),
+            ("/app/venv/bin/gunicorn", Some(Runtime::Python)),
+            ("php-fpm8.2", Some(Runtime::Php)),
+            ("sh", Some(Runtime::Other)),
+            ("nodemon-like", None),
+            ("./server", None),
         ] {
-            assert_eq!(Runtime::recognise(program, head), runtime, "{program}");
+            assert_eq!(Runtime::by_name(program), runtime, "{program}");
         }
     }
 }

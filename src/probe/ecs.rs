@@ -26,7 +26,7 @@ pub(crate) fn overlay(host: &Host, evidence: &mut Evidence) {
         return;
     }
     let Some(uri) = uri.to_str().filter(|uri| uri.starts_with("http://")) else {
-        let shown = super::show(uri.as_encoded_bytes());
+        let shown = super::host::show(uri.as_encoded_bytes());
         evidence
             .warnings
             .push(format!("{VARIABLE} is \"{shown}\", which is no http address, and is ignored"));
@@ -88,7 +88,7 @@ impl Evidence {
     }
 
     fn no_ecs_limit(&mut self, url: &str, name: &str, value: &Value) {
-        let shown = super::show(value.to_string().as_bytes());
+        let shown = super::host::show(value.to_string().as_bytes());
         self.warnings.push(format!(
             "{url} gives {shown} as Limits.{name}, which is no limit, and is ignored"
         ));

@@ -16,12 +16,13 @@ const MAY_NAME: &[(&str, &[&str])] = &[
     ("report", &["doctor", "plan", "probe", "units"]),
     ("engine", &["exit", "fleet", "log", "plan", "probe", "sockets", "units"]),
     ("cli", &[]),
+    ("program", &["plan"]),
     ("settings", &["cli", "exit", "fleet", "plan", "probe", "sockets", "units"]),
     (
         "command",
         &[
-            "cli", "doctor", "engine", "exit", "fleet", "log", "plan", "probe", "report",
-            "settings", "sockets", "units",
+            "cli", "doctor", "engine", "exit", "fleet", "log", "plan", "probe", "program",
+            "report", "settings", "sockets", "units",
         ],
     ),
     ("lib", &["command", "plan", "probe"]),

@@ -90,7 +90,7 @@ fn process_one(case: &Case<'_>) -> Option<Finding> {
     }
     let comm = case.host.read(Path::new("/proc/1/comm")).ok()?;
     let program = show(trim(&comm));
-    let runtime = Runtime::recognise(&program, b"");
+    let runtime = Runtime::by_name(&program).unwrap_or(Runtime::Other);
     if runtime == Runtime::Other {
         return None;
     }
