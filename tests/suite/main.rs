@@ -13,6 +13,7 @@ mod launch;
 mod output;
 mod qemu;
 mod report;
+mod runtimes;
 mod signals;
 mod sockets;
 mod supervise;
