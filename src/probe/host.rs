@@ -7,6 +7,7 @@ use std::collections::BTreeMap;
 use std::ffi::{OsStr, OsString};
 use std::fs::File;
 use std::io::{self, Read};
+use std::ops::Bound;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
@@ -20,8 +21,18 @@ const MAX_FILE: u64 = 16 << 20;
 /// Where facts come from: this machine, or a folder that holds its `/proc` and `/sys`.
 #[derive(Debug)]
 pub struct Host {
-    root: Option<Root>,
+    files: Files,
     env: BTreeMap<OsString, OsString>,
+}
+
+#[derive(Debug)]
+enum Files {
+    /// This machine's.
+    Live,
+    /// Those below a folder.
+    Below(Root),
+    /// Those that were given.
+    Given(BTreeMap<PathBuf, Vec<u8>>),
 }
 
 #[derive(Debug)]
@@ -34,7 +45,29 @@ impl Host {
     /// This machine, with the environment of this process.
     #[must_use]
     pub fn live() -> Self {
-        Self { root: None, env: std::env::vars_os().collect() }
+        Self { files: Files::Live, env: std::env::vars_os().collect() }
+    }
+
+    /// A machine that consists of these files, each with its absolute path and content, and of no
+    /// environment. Nothing of this machine is read.
+    ///
+    /// ```
+    /// use throng_rs::{Host, Resources};
+    ///
+    /// let host = Host::from_files([
+    ///     ("/proc/self/cgroup", "0::/\n"),
+    ///     ("/proc/self/mountinfo", "30 1 0:26 / /sys/fs/cgroup rw - cgroup2 cgroup2 rw\n"),
+    ///     ("/proc/meminfo", "MemTotal: 8388608 kB\n"),
+    ///     ("/sys/fs/cgroup/memory.max", "536870912\n"),
+    /// ]);
+    /// assert_eq!(Resources::of(&host).memory.limit.unwrap().value, 512 << 20);
+    /// ```
+    #[must_use]
+    pub fn from_files<P: Into<PathBuf>, C: Into<Vec<u8>>>(
+        files: impl IntoIterator<Item = (P, C)>,
+    ) -> Self {
+        let files = files.into_iter().map(|(path, content)| (path.into(), content.into()));
+        Self { files: Files::Given(files.collect()), env: BTreeMap::new() }
     }
 
     /// The machine recorded under `dir` (`dir/proc/self/cgroup`, `dir/sys/fs/cgroup`, …).
@@ -45,7 +78,7 @@ impl Host {
         let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
         let fd = open(dir, flags, Mode::empty())?;
         let root = Root { path: dir.to_owned(), dir: fd };
-        let mut host = Self { root: Some(root), env: BTreeMap::new() };
+        let mut host = Self { files: Files::Below(root), env: BTreeMap::new() };
         host.env = match host.read(Path::new("/proc/self/environ")) {
             Ok(text) => recorded(&text),
             Err(_) => std::env::vars_os().collect(),
@@ -79,13 +112,20 @@ impl Host {
     /// Whether system calls may stand beside the files: not so for a recorded machine.
     #[must_use]
     pub fn is_live(&self) -> bool {
-        self.root.is_none()
+        matches!(self.files, Files::Live)
     }
 
     /// The whole content of a regular file; `path` is absolute, as the process on that machine sees it.
     ///
     /// A directory, a pipe or a device in a file's place is an error like any other, never a hang.
     pub(crate) fn read(&self, path: &Path) -> io::Result<Vec<u8>> {
+        if let Files::Given(files) = &self.files {
+            return match files.get(path) {
+                Some(content) => Ok(content.clone()),
+                None if self.is_dir(path) => Err(io::Error::from(io::ErrorKind::IsADirectory)),
+                None => Err(io::Error::from(io::ErrorKind::NotFound)),
+            };
+        }
         let fd = self.open(path, OFlag::O_RDONLY | OFlag::O_NONBLOCK)?;
         let kind = SFlag::from_bits_truncate(fstat(&fd)?.st_mode) & SFlag::S_IFMT;
         match kind {
@@ -100,16 +140,34 @@ impl Host {
 
     /// Whether there is anything at `path`.
     pub(crate) fn exists(&self, path: &Path) -> bool {
-        self.open(path, OFlag::O_PATH).is_ok()
+        match &self.files {
+            Files::Given(files) => files.contains_key(path) || self.is_dir(path),
+            _ => self.open(path, OFlag::O_PATH).is_ok(),
+        }
     }
 
     /// Whether `path` is a directory.
     pub(crate) fn is_dir(&self, path: &Path) -> bool {
-        self.open(path, OFlag::O_PATH | OFlag::O_DIRECTORY).is_ok()
+        match &self.files {
+            Files::Given(files) => below(files, path).next().is_some(),
+            _ => self.open(path, OFlag::O_PATH | OFlag::O_DIRECTORY).is_ok(),
+        }
     }
 
     /// At most `most` of the directories right under `path`, in order; none where it cannot be listed.
     pub(crate) fn subdirectories(&self, path: &Path, most: usize) -> Vec<PathBuf> {
+        if let Files::Given(files) = &self.files {
+            let mut found: Vec<PathBuf> = Vec::new();
+            for inner in below(files, path) {
+                let mut parts = inner.components();
+                let (Some(first), true) = (parts.next(), parts.next().is_some()) else { continue };
+                let folder = path.join(first);
+                if found.last() != Some(&folder) && found.len() < most {
+                    found.push(folder);
+                }
+            }
+            return found;
+        }
         // Through the descriptor, so that a link in a recorded machine does not lead out of it.
         let Ok(fd) = self.open(path, OFlag::O_RDONLY | OFlag::O_DIRECTORY) else {
             return Vec::new();
@@ -129,7 +187,11 @@ impl Host {
 
     fn open(&self, path: &Path, flags: OFlag) -> io::Result<OwnedFd> {
         let flags = flags | OFlag::O_CLOEXEC;
-        let Some(root) = &self.root else { return Ok(open(path, flags, Mode::empty())?) };
+        let root = match &self.files {
+            Files::Live => return Ok(open(path, flags, Mode::empty())?),
+            Files::Below(root) => root,
+            Files::Given(_) => return Err(io::Error::from(io::ErrorKind::NotFound)),
+        };
         let inside = path.strip_prefix("/").unwrap_or(path);
         let how = OpenHow::new().flags(flags).resolve(ResolveFlag::RESOLVE_IN_ROOT);
         match openat2(root.dir.as_fd(), inside, how) {
@@ -140,6 +202,15 @@ impl Host {
             other => Ok(other?),
         }
     }
+}
+
+/// The paths of the files below a folder, relative to it.
+fn below<'a>(
+    files: &'a BTreeMap<PathBuf, Vec<u8>>,
+    folder: &'a Path,
+) -> impl Iterator<Item = &'a Path> {
+    let from = files.range::<Path, _>((Bound::Excluded(folder), Bound::Unbounded));
+    from.map_while(move |(path, _)| path.strip_prefix(folder).ok())
 }
 
 /// `NAME=value` entries that end with a NUL, as the kernel has them (`proc_pid_environ(5)`).

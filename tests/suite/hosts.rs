@@ -68,6 +68,46 @@ fn every_machine_has_its_right_answer() {
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
 }
 
+/// The same machine held in memory; `None` where it has what memory cannot hold (links).
+fn in_memory(machine: &Path) -> Option<Host> {
+    let mut files = Vec::new();
+    let mut folders = vec![machine.to_owned()];
+    while let Some(folder) = folders.pop() {
+        let entries: Vec<_> = fs::read_dir(&folder).unwrap().map(Result::unwrap).collect();
+        let seen = |path: &Path| Path::new("/").join(path.strip_prefix(machine).unwrap());
+        if entries.is_empty() {
+            files.push((seen(&folder).join("nothing"), Vec::new()));
+        }
+        for entry in entries {
+            let kind = entry.file_type().unwrap();
+            if kind.is_symlink() {
+                return None;
+            }
+            if kind.is_dir() {
+                folders.push(entry.path());
+            } else {
+                files.push((seen(&entry.path()), fs::read(entry.path()).unwrap()));
+            }
+        }
+    }
+    Some(Host::from_files(files))
+}
+
+#[test]
+fn a_machine_in_memory_is_the_one_on_disk() {
+    let mut compared = 0;
+    for machine in machines() {
+        if machine.join("proc/self/environ").exists() {
+            continue;
+        }
+        let Some(host) = in_memory(&machine) else { continue };
+        let (memory, disk) = (Resources::of(&host), resources(&machine));
+        assert_eq!(found(&memory), found(&disk), "{}", machine.display());
+        compared += 1;
+    }
+    assert!(compared > 100);
+}
+
 #[test]
 fn every_machine_is_explained_as_before() {
     let mut settings = insta::Settings::clone_current();
