@@ -1,4 +1,4 @@
-//! What starting costs: `--dry-run` beside `nproc`, a fleet of 64 beside a bare `posix_spawn` loop in
+//! What starting costs: `--dry-run` beside `nproc` (its time and its peak memory), a fleet of 64 beside a bare `posix_spawn` loop in
 //! C, and the launcher's private memory.
 //!
 //! ```sh
@@ -12,6 +12,7 @@
 
 mod common;
 
+use std::ffi::OsStr;
 use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitCode, Stdio};
@@ -28,6 +29,9 @@ const WARM_UP: usize = 5;
 
 /// The project's own limits.
 const DRY_RUN_LIMIT: f64 = 2.5;
+/// Nothing has to be linked at its start.
+const STATIC_DRY_RUN_LIMIT: f64 = 1.5;
+const PEAK_LIMIT: u64 = 4096;
 const FLEET_LIMIT: f64 = 2.0;
 const PRIVATE_LIMIT: u64 = 1536;
 
@@ -54,6 +58,7 @@ fn main() -> anyhow::Result<ExitCode> {
     let nest = Nest::new()?;
     let worker = nest.build("worker", &["-static"])?;
     let bare = nest.build("bare", &[])?;
+    let meter = nest.build("peak", &["-static"])?;
     let mut builds = vec![Build { name: "dynamic", program: PathBuf::from(LAUNCHER) }];
     match std::env::var_os("THRONG_STATIC_BIN") {
         None => println!("the static build is not measured: THRONG_STATIC_BIN does not name one"),
@@ -67,6 +72,7 @@ fn main() -> anyhow::Result<ExitCode> {
     let mut rows = Vec::new();
     for build in &builds {
         rows.push(dry_run(&nest, build)?);
+        rows.push(peak(&nest, build, &meter)?);
     }
     for build in &builds {
         rows.push(fleet(&nest, build, &bare, &worker)?);
@@ -149,7 +155,35 @@ fn dry_run(nest: &Nest, build: &Build) -> anyhow::Result<Row> {
         time(command)
     };
     let what = format!("--dry-run, {}", build.name);
-    compare(what, "nproc", DRY_RUN_LIMIT, DRY_RUN_PAIRS, ours, || time(nest.command("nproc")))
+    let limit = if build.name == "static" { STATIC_DRY_RUN_LIMIT } else { DRY_RUN_LIMIT };
+    compare(what, "nproc", limit, DRY_RUN_PAIRS, ours, || time(nest.command("nproc")))
+}
+
+/// The most memory that `--dry-run` ever has resident (`ru_maxrss` of `wait4(2)`), beside `nproc`.
+fn peak(nest: &Nest, build: &Build, meter: &Path) -> anyhow::Result<Row> {
+    let most = |program: &[&OsStr]| {
+        let mut command = nest.command(meter);
+        let output = command.args(program).stderr(Stdio::piped()).output();
+        let output = output.with_context(|| format!("cannot run {}", meter.display()))?;
+        ensure!(output.status.success(), "{program:?} ended with {}", output.status);
+        let text = String::from_utf8_lossy(&output.stderr);
+        // Behind whatever the program itself said.
+        let last = text.lines().last().unwrap_or_default();
+        last.parse::<u64>().with_context(|| format!("no size from {program:?}: {text}"))
+    };
+    let run = [build.program.as_os_str(), OsStr::new("--dry-run")];
+    let ours: Vec<u64> = (0..11).map(|_| most(&run)).collect::<Result<_, _>>()?;
+    let ours = ours.into_iter().max().unwrap_or(0);
+    let peer = most(&[OsStr::new("nproc")])?;
+    Ok(Row {
+        what: format!("peak memory of --dry-run, {}", build.name),
+        ours: format!("{ours} KiB"),
+        peer: format!("nproc {peer} KiB"),
+        ratio: None,
+        limit: format!("{PEAK_LIMIT} KiB"),
+        // The loader and the C library come on top in the dynamic build.
+        kept: (build.name == "static").then_some(ours <= PEAK_LIMIT),
+    })
 }
 
 /// From the start of `command` until `count` workers are up, after which all are stopped.

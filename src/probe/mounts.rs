@@ -5,6 +5,8 @@
 
 use std::path::PathBuf;
 
+use memchr::{memchr, memmem};
+
 use super::host::path_of;
 use super::parse::{lines, trim};
 
@@ -116,20 +118,33 @@ struct Line<'a> {
 }
 
 impl<'a> Line<'a> {
+    /// Looks no further than ` - `: the options behind it, which an overlay fills with kilobytes, are
+    /// nobody's business unless the mount is a cgroup's.
     fn parse(line: &'a [u8]) -> Option<Self> {
-        let mut fields = line.splitn(6, |b| *b == b' ');
-        let (id, parent, _device) = (fields.next()?, fields.next()?, fields.next()?);
-        let (root, point, rest) = (fields.next()?, fields.next()?, fields.next()?);
-        let dash = rest.windows(3).position(|part| part == b" - ")?;
+        let mut rest = line;
+        let mut field = || {
+            let space = memchr(b' ', rest)?;
+            let field = &rest[..space];
+            rest = &rest[space + 1..];
+            Some(field)
+        };
+        let (id, parent, _device) = (field()?, field()?, field()?);
+        let (root, point) = (field()?, field()?);
+        let dash = memmem::find(rest, b" - ")?;
         Some(Self { id, parent, root, point, tail: &rest[dash + 3..] })
     }
 
+    fn version(&self) -> Option<Version> {
+        let kind = memchr(b' ', self.tail).unwrap_or(self.tail.len());
+        match &self.tail[..kind] {
+            b"cgroup" => Some(Version::V1),
+            b"cgroup2" => Some(Version::V2),
+            _ => None,
+        }
+    }
+
     fn mount(&self) -> Option<Mount> {
-        let version = match self.tail.split(|b| *b == b' ').next()? {
-            b"cgroup" => Version::V1,
-            b"cgroup2" => Version::V2,
-            _ => return None,
-        };
+        let version = self.version()?;
         let (root, point) = (unescape(self.root), unescape(self.point));
         if !root.starts_with(b"/") || !point.starts_with(b"/") {
             return None;
@@ -150,7 +165,8 @@ impl<'a> Line<'a> {
     }
 }
 
-/// The cgroup mounts that can be reached, in the order of the file.
+/// The cgroup mounts that can be reached, in the order of the file. Nothing is copied of a line that
+/// is not a cgroup's.
 pub(crate) fn parse_mountinfo(text: &[u8]) -> Vec<Mount> {
     let mut found: Vec<(Line<'_>, Mount)> = Vec::new();
     for line in lines(text).filter_map(Line::parse) {

@@ -3,6 +3,8 @@
 //! The forms are those of the kernel's `Documentation/admin-guide/cgroup-v2.rst`, `cgroup-v1/` and
 //! `proc(5)`; the tolerance (white space, NUL, missing newline) is for emulated file systems.
 
+use memchr::memchr;
+
 use crate::units::Fraction;
 
 /// A limit file's content.
@@ -81,7 +83,17 @@ pub(crate) fn words(text: &[u8]) -> impl Iterator<Item = &[u8]> {
 }
 
 pub(crate) fn lines(text: &[u8]) -> impl Iterator<Item = &[u8]> {
-    text.split(|b| *b == b'\n').filter(|line| !line.is_empty())
+    let mut rest = text;
+    let every = std::iter::from_fn(move || {
+        if rest.is_empty() {
+            return None;
+        }
+        let end = memchr(b'\n', rest).unwrap_or(rest.len());
+        let line = &rest[..end];
+        rest = rest.get(end + 1..).unwrap_or_default();
+        Some(line)
+    });
+    every.filter(|line| !line.is_empty())
 }
 
 /// The first value of `key` in a flat-keyed file (`memory.stat`, `cpu.stat`) whatever the order.
@@ -162,11 +174,11 @@ impl CpuSet {
     /// The kernel's mask form, `ff` or `00000000,000000ff`, highest word first.
     pub(crate) fn from_mask(text: &[u8]) -> Option<Self> {
         let mut set = Self::default();
-        let digits: Vec<u8> = trim(text).iter().copied().filter(|b| *b != b',').collect();
-        if digits.is_empty() || digits.len() > MAX_CPUS / 4 {
+        let digits = || trim(text).iter().rev().filter(|b| **b != b',');
+        if !(1..=MAX_CPUS / 4).contains(&digits().count()) {
             return None;
         }
-        for (nibble, digit) in digits.iter().rev().enumerate() {
+        for (nibble, digit) in digits().enumerate() {
             let value = char::from(*digit).to_digit(16)?;
             for bit in (0..4).filter(|bit| value >> bit & 1 == 1) {
                 set.insert(nibble * 4 + bit);
