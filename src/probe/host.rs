@@ -8,10 +8,11 @@ use std::ffi::{OsStr, OsString};
 use std::fs::File;
 use std::io::{self, Read};
 use std::ops::Bound;
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
 
+use nix::dir::{Dir, Type};
 use nix::fcntl::{OFlag, OpenHow, ResolveFlag, open, openat2};
 use nix::sys::stat::{Mode, SFlag, fstat};
 
@@ -172,15 +173,17 @@ impl Host {
         let Ok(fd) = self.open(path, OFlag::O_RDONLY | OFlag::O_DIRECTORY) else {
             return Vec::new();
         };
-        let Ok(entries) = std::fs::read_dir(format!("/proc/self/fd/{}", fd.as_raw_fd())) else {
-            return Vec::new();
-        };
-        let mut names: Vec<PathBuf> = entries
-            .flatten()
-            .filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()))
-            .map(|entry| path.join(entry.file_name()))
-            .take(most)
-            .collect();
+        let Ok(mut folder) = Dir::from_fd(fd) else { return Vec::new() };
+        let named = folder.iter().flatten().filter_map(|entry| {
+            let name = entry.file_name().to_bytes();
+            // Some file systems leave the type out.
+            let folder = match entry.file_type() {
+                Some(kind) => kind == Type::Directory,
+                None => self.is_dir(&path.join(OsStr::from_bytes(name))),
+            };
+            (folder && name != b"." && name != b"..").then(|| path.join(OsStr::from_bytes(name)))
+        });
+        let mut names: Vec<PathBuf> = named.take(most).collect();
         names.sort();
         names
     }
