@@ -80,8 +80,21 @@ pub(crate) fn words(text: &[u8]) -> impl Iterator<Item = &[u8]> {
     text.split(|b| b.is_ascii_whitespace() || *b == 0).filter(|word| !word.is_empty())
 }
 
+/// By memchr, as mountinfo can hold lines of a hundred kilobytes that are nothing to us.
 pub(crate) fn lines(text: &[u8]) -> impl Iterator<Item = &[u8]> {
-    text.split(|b| *b == b'\n').filter(|line| !line.is_empty())
+    let mut rest = text;
+    std::iter::from_fn(move || {
+        if rest.is_empty() {
+            return None;
+        }
+        let (line, after) = match memchr::memchr(b'\n', rest) {
+            Some(end) => (&rest[..end], &rest[end + 1..]),
+            None => (rest, &rest[rest.len()..]),
+        };
+        rest = after;
+        Some(line)
+    })
+    .filter(|line| !line.is_empty())
 }
 
 /// The first value of `key` in a flat-keyed file (`memory.stat`, `cpu.stat`) whatever the order.
