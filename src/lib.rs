@@ -74,6 +74,9 @@ mod engine;
 mod exit;
 #[cfg(feature = "launcher")]
 mod fleet;
+#[cfg(fuzzing)]
+#[doc(hidden)]
+pub mod fuzzing;
 #[cfg(feature = "launcher")]
 mod log;
 pub mod plan;

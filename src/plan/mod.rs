@@ -179,7 +179,7 @@ fn inputs(resources: &Resources, request: &Request) -> Inputs {
 }
 
 fn cpus(cpu: &Cpu) -> Cpus {
-    let quota = cpu.quota.as_ref().map(|quota| quota.value.as_f64());
+    let quota = cpu.tightest.as_ref().map(|quota| quota.value.as_f64());
     // Where more is pretended than there are to run on, these do not count.
     Cpus { quota, set: cpu.set.filter(|set| f64::from(*set) >= cpu.usable) }
 }

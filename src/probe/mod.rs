@@ -129,3 +129,21 @@ fn doubt(place: &Place) -> Option<String> {
         )),
     }
 }
+
+/// Every parser of kernel text, for the fuzz targets.
+#[cfg(fuzzing)]
+pub(crate) fn fuzz(text: &[u8]) {
+    use parse::{CpuSet, cfs, cpu_max, keyed, limit, meminfo, status_field};
+    let ours = Membership::parse(text);
+    for controller in [Controller::Memory, Controller::Cpu, Controller::Cpuset, Controller::Pids] {
+        let _ = ours.joined(controller);
+    }
+    let _ = (parse_mountinfo(text), mounts::unescape(text));
+    let _ = (limit(text), cpu_max(text), cfs(text, Some(text)), cfs(b"1", Some(text)));
+    let _ = (keyed(text, "inactive_file"), meminfo(text, "MemTotal"), status_field(text, "Uid"));
+    let (list, mask) = (CpuSet::from_list(text), CpuSet::from_mask(text));
+    if let (Some(list), Some(mask)) = (list, mask) {
+        assert!(list.intersect(&mask).count() <= list.count());
+    }
+    let _ = rlimits::memory(text);
+}

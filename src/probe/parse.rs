@@ -3,8 +3,6 @@
 //! The forms are those of the kernel's `Documentation/admin-guide/cgroup-v2.rst`, `cgroup-v1/` and
 //! `proc(5)`; the tolerance (white space, NUL, missing newline) is for emulated file systems.
 
-use memchr::memchr;
-
 use crate::units::Fraction;
 
 /// A limit file's content.
@@ -82,18 +80,21 @@ pub(crate) fn words(text: &[u8]) -> impl Iterator<Item = &[u8]> {
     text.split(|b| b.is_ascii_whitespace() || *b == 0).filter(|word| !word.is_empty())
 }
 
+/// By memchr, as mountinfo can hold lines of a hundred kilobytes that are nothing to us.
 pub(crate) fn lines(text: &[u8]) -> impl Iterator<Item = &[u8]> {
     let mut rest = text;
-    let every = std::iter::from_fn(move || {
+    std::iter::from_fn(move || {
         if rest.is_empty() {
             return None;
         }
-        let end = memchr(b'\n', rest).unwrap_or(rest.len());
-        let line = &rest[..end];
-        rest = rest.get(end + 1..).unwrap_or_default();
+        let (line, after) = match memchr::memchr(b'\n', rest) {
+            Some(end) => (&rest[..end], &rest[end + 1..]),
+            None => (rest, &rest[rest.len()..]),
+        };
+        rest = after;
         Some(line)
-    });
-    every.filter(|line| !line.is_empty())
+    })
+    .filter(|line| !line.is_empty())
 }
 
 /// The first value of `key` in a flat-keyed file (`memory.stat`, `cpu.stat`) whatever the order.
@@ -174,11 +175,11 @@ impl CpuSet {
     /// The kernel's mask form, `ff` or `00000000,000000ff`, highest word first.
     pub(crate) fn from_mask(text: &[u8]) -> Option<Self> {
         let mut set = Self::default();
-        let digits = || trim(text).iter().rev().filter(|b| **b != b',');
-        if !(1..=MAX_CPUS / 4).contains(&digits().count()) {
+        let digits: Vec<u8> = trim(text).iter().copied().filter(|b| *b != b',').collect();
+        if digits.is_empty() || digits.len() > MAX_CPUS / 4 {
             return None;
         }
-        for (nibble, digit) in digits().enumerate() {
+        for (nibble, digit) in digits.iter().rev().enumerate() {
             let value = char::from(*digit).to_digit(16)?;
             for bit in (0..4).filter(|bit| value >> bit & 1 == 1) {
                 set.insert(nibble * 4 + bit);

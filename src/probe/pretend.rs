@@ -18,7 +18,14 @@ impl Resources {
             oom_group: false,
             per_process: None,
         };
-        let nowhere = Cpu { quota: None, set: None, set_source: None, usable: 1.0, source: None };
+        let nowhere = Cpu {
+            quota: None,
+            tightest: None,
+            set: None,
+            set_source: None,
+            usable: 1.0,
+            source: None,
+        };
         let empty = Self {
             memory: nothing,
             cpu: nowhere,
@@ -52,6 +59,7 @@ impl Resources {
     #[must_use]
     pub fn pretend_cpus(mut self, cpus: Fraction, source: &str) -> Self {
         self.cpu.quota = Some(Fact { value: cpus, source: source.to_owned() });
+        self.cpu.tightest.clone_from(&self.cpu.quota);
         self.cpu.usable = cpus.as_f64();
         self.cpu.source = Some(source.to_owned());
         self

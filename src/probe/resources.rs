@@ -94,6 +94,8 @@ pub struct Ceiling {
 pub struct Cpu {
     /// The tightest quota below the machine's CPUs; CPUs per wall-clock time.
     pub quota: Option<Fact<Fraction>>,
+    /// The tightest quota, also where it is above the machine's CPUs and binds nothing now.
+    pub tightest: Option<Fact<Fraction>>,
     /// How many CPUs this process may run on: affinity and cpuset together.
     pub set: Option<u32>,
     /// What named the narrower of both.
@@ -185,7 +187,8 @@ impl Evidence {
         let binds = |quota: &&Fact<Fraction>| {
             most.is_none_or(|most| quota.value.as_f64() < f64::from(most))
         };
-        let quota = self.quotas.iter().min_by_key(|quota| quota.value).filter(binds).cloned();
+        let tightest = self.quotas.iter().min_by_key(|quota| quota.value).cloned();
+        let quota = tightest.as_ref().filter(binds).cloned();
         let count = set.as_ref().map(|set| set.value.count());
         let set_source = set.as_ref().map(|set| set.source.clone());
         let by_quota = quota.as_ref().map(|quota| (quota.value.as_f64(), quota.source.clone()));
@@ -199,7 +202,7 @@ impl Evidence {
                 (1.0, None)
             }
         };
-        Cpu { quota, set: count, set_source, usable, source }
+        Cpu { quota, tightest, set: count, set_source, usable, source }
     }
 
     fn usable_set(&self, warnings: &mut Vec<String>) -> Option<Fact<CpuSet>> {

@@ -113,6 +113,18 @@ fn text(file: &Path) -> String {
     String::from_utf8(read(file, LONGEST)).unwrap_or_default()
 }
 
+/// Everything pure on any input, for the fuzz targets.
+#[cfg(fuzzing)]
+pub(crate) fn fuzz(words: &[String], file: &[u8]) {
+    let _ = (elf::is_go(file), interpreter(file));
+    let nowhere = Path::new("/nonexistent");
+    if let Some(found) = recognise(words, &|_| None) {
+        let same = |name: &str| Some(name.to_owned());
+        let fork = forks(&found.words, &same, nowhere);
+        let _ = (fork.map(|fork| fork.warning(2)), runner(&found.words, nowhere));
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use std::os::unix::fs::symlink;

@@ -9,6 +9,11 @@ use crate::exit::{Failure, usage};
 pub(crate) fn read_env_file(path: &Path) -> Result<Vec<(String, String)>, Failure> {
     let text = std::fs::read_to_string(path)
         .map_err(|error| usage(format!("cannot read --env-file {}: {error}", path.display())))?;
+    parse(&text, path)
+}
+
+/// The same of a text; `path` is for a complaint.
+pub(super) fn parse(text: &str, path: &Path) -> Result<Vec<(String, String)>, Failure> {
     let mut found = Vec::new();
     for (number, line) in text.lines().enumerate() {
         let line = line.trim();

@@ -292,3 +292,16 @@ impl Workers {
         })
     }
 }
+
+/// Every parser of a setting's text, for the fuzz targets.
+#[cfg(fuzzing)]
+pub(crate) fn fuzz(text: &str) {
+    let _ = env_file::parse(text, std::path::Path::new("fuzz"));
+    let _ = text.parse::<toml::Table>();
+    let _ = Address::parse(text).map(|address| (address.name(), address.to_string()));
+    let _ = (whole(text), positive_size(text), headroom(text), signal(text));
+    let _ = (parse_duration(text), positive(text).and_then(exact_cpus));
+    let variables = [("WEB_CONCURRENCY", text), ("WEB_MEMORY", text), ("THRONG_X", text)];
+    let host = Host::from_files(std::iter::empty::<(&str, &str)>()).with_env(variables);
+    let _ = (web_concurrency(&host), web_memory(&host), unknown_variables(&host));
+}

@@ -17,6 +17,7 @@ const MAY_NAME: &[(&str, &[&str])] = &[
     ("engine", &["exit", "fleet", "log", "plan", "probe", "sockets", "units"]),
     ("cli", &[]),
     ("program", &["plan"]),
+    ("fuzzing", &["probe", "program", "settings", "units"]),
     ("settings", &["cli", "exit", "fleet", "plan", "probe", "sockets", "units"]),
     (
         "command",

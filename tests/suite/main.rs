@@ -11,6 +11,7 @@ mod doctor;
 mod hosts;
 mod launch;
 mod output;
+mod properties;
 mod qemu;
 mod report;
 mod runtimes;
