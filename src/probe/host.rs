@@ -174,18 +174,18 @@ impl Host {
             return Vec::new();
         };
         let Ok(mut folder) = Dir::from_fd(fd) else { return Vec::new() };
-        let named = folder.iter().flatten().filter_map(|entry| {
+        let folders = folder.iter().flatten().filter_map(|entry| {
             let name = entry.file_name().to_bytes();
             // Some file systems leave the type out.
-            let folder = match entry.file_type() {
+            let is_folder = match entry.file_type() {
                 Some(kind) => kind == Type::Directory,
                 None => self.is_dir(&path.join(OsStr::from_bytes(name))),
             };
-            (folder && name != b"." && name != b"..").then(|| path.join(OsStr::from_bytes(name)))
+            (is_folder && name != b"." && name != b"..").then(|| path.join(OsStr::from_bytes(name)))
         });
-        let mut names: Vec<PathBuf> = named.take(most).collect();
-        names.sort();
-        names
+        let mut listed: Vec<PathBuf> = folders.take(most).collect();
+        listed.sort();
+        listed
     }
 
     fn open(&self, path: &Path, flags: OFlag) -> io::Result<OwnedFd> {

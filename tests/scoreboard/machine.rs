@@ -125,7 +125,7 @@ fn copy(from: &Path, to: &Path) {
             symlink(fs::read_link(path).unwrap(), target).unwrap();
         } else if kind.is_dir() && plays_unreadable(&path) {
             fs::write(&target, "").unwrap();
-            fs::set_permissions(&target, Permissions::from_mode(0)).unwrap();
+            fs::set_permissions(&target, Permissions::from_mode(0o000)).unwrap();
         } else if kind.is_dir() {
             fs::create_dir(&target).unwrap();
             copy(&path, &target);

@@ -45,12 +45,12 @@ impl Row {
 
     /// Ours, `sysinfo`'s for the system, `sysinfo`'s for the process.
     fn memory(&self) -> [Cell; 3] {
-        let cell = |said: &Value| match said {
-            Value::String(text) => Cell { text: text.clone(), right: false },
-            _ => {
-                let below = said.as_u64().filter(|bytes| *bytes < self.machine.ram);
-                Cell { text: show_memory(below), right: self.machine.right_memory(below) }
+        let cell = |said: &Value| {
+            if let Value::String(text) = said {
+                return Cell { text: text.clone(), right: false };
             }
+            let below = said.as_u64().filter(|bytes| *bytes < self.machine.ram);
+            Cell { text: show_memory(below), right: self.machine.right_memory(below) }
         };
         let ours = &self.said["ours"];
         let ours = if ours.is_object() { &ours["memory"] } else { ours };
