@@ -45,11 +45,11 @@ pub(super) fn child(folder: &Path, cpus: &str) -> ExitCode {
 }
 
 fn enter(folder: &Path) -> nix::Result<()> {
-    if !Uid::effective().is_root() {
+    if chroot(folder).is_err() {
         // In a user namespace of its own a process may change its root.
         unshare(CloneFlags::CLONE_NEWUSER)?;
+        chroot(folder)?;
     }
-    chroot(folder)?;
     chdir("/")?;
     if Uid::effective().is_root() {
         // To root nothing is unreadable. In a namespace it is so already: nobody is mapped there.
