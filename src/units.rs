@@ -157,6 +157,18 @@ impl Fraction {
         (denominator != 0).then_some(Self { numerator, denominator })
     }
 
+    /// To the millionth; `None` for what is not positive or above a million.
+    #[must_use]
+    #[expect(
+        clippy::cast_possible_truncation,
+        clippy::cast_sign_loss,
+        reason = "positive and at most a million"
+    )]
+    pub fn from_f64(value: f64) -> Option<Self> {
+        let parts = (value * 1e6).round();
+        (1.0..=1e12).contains(&parts).then(|| Self::new(parts as u64, 1_000_000)).flatten()
+    }
+
     /// The quotient.
     #[must_use]
     #[expect(clippy::cast_precision_loss, reason = "periods are at most a second in microseconds")]

@@ -2,10 +2,15 @@
 //! metadata endpoint, version 4, tells them. Asked only where that endpoint is named and no cgroup
 //! limits the memory. Form: "Amazon ECS task metadata endpoint version 4" in the ECS developer guide.
 
+use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
 use ureq::Agent;
+use ureq::config::Config;
+use ureq::http::Uri;
+use ureq::unversioned::resolver::{ResolvedSocketAddrs, Resolver};
+use ureq::unversioned::transport::{DefaultConnector, NextTimeout};
 
 use super::Evidence;
 use super::host::Host;
@@ -25,18 +30,18 @@ pub(crate) fn overlay(host: &Host, evidence: &mut Evidence) {
     if limits().any(|limit| limit.value < ram) {
         return;
     }
-    let Some(uri) = uri.to_str().filter(|uri| uri.starts_with("http://")) else {
+    let text = uri.to_str().map(|uri| uri.trim().trim_end_matches('/'));
+    let Some((uri, place)) = text.and_then(|uri| Some((uri, here(uri)?))) else {
         let shown = super::host::show(uri.as_encoded_bytes());
-        evidence
-            .warnings
-            .push(format!("{VARIABLE} is \"{shown}\", which is no http address, and is ignored"));
+        evidence.warnings.push(format!(
+            "{VARIABLE} is \"{shown}\", which is no http address on this host (loopback or link-local), and is ignored"
+        ));
         return;
     };
     let end = Instant::now() + PATIENCE;
-    let uri = uri.trim().trim_end_matches('/');
     let task = format!("{uri}/task");
     for (url, whole_task) in [(task.as_str(), true), (uri, false)] {
-        match ask(url, end.saturating_duration_since(Instant::now())) {
+        match ask(url, place, end.saturating_duration_since(Instant::now())) {
             Ok(answer) => evidence.add_ecs(&answer, url, whole_task),
             Err(error) => {
                 evidence
@@ -49,7 +54,38 @@ pub(crate) fn overlay(host: &Host, evidence: &mut Evidence) {
     }
 }
 
-fn ask(url: &str, patience: Duration) -> Result<Value, String> {
+/// Where the endpoint is, which is 169.254.170.2 on ECS. A variable must not make a launcher speak to
+/// the wide world, so names and every address elsewhere are refused.
+fn here(uri: &str) -> Option<SocketAddr> {
+    let uri: Uri = uri.parse().ok()?;
+    let host = uri.host()?.trim_start_matches('[').trim_end_matches(']');
+    let address: IpAddr = host.parse().ok()?;
+    let near = match address {
+        IpAddr::V4(v4) => v4.is_loopback() || v4.is_link_local(),
+        IpAddr::V6(v6) => v6.is_loopback() || v6.is_unicast_link_local(),
+    };
+    let plain = uri.scheme_str() == Some("http");
+    (plain && near).then(|| SocketAddr::new(address, uri.port_u16().unwrap_or(80)))
+}
+
+/// Nothing to resolve: the library's own resolver starts a thread for it, and we fork.
+#[derive(Debug)]
+struct Known(SocketAddr);
+
+impl Resolver for Known {
+    fn resolve(
+        &self,
+        _: &Uri,
+        _: &Config,
+        _: NextTimeout,
+    ) -> Result<ResolvedSocketAddrs, ureq::Error> {
+        let mut found = self.empty();
+        found.push(self.0);
+        Ok(found)
+    }
+}
+
+fn ask(url: &str, place: SocketAddr, patience: Duration) -> Result<Value, String> {
     if patience.is_zero() {
         return Err("no time is left".to_owned());
     }
@@ -60,7 +96,8 @@ fn ask(url: &str, patience: Duration) -> Result<Value, String> {
         .max_redirects(0)
         .max_redirects_will_error(true)
         .build();
-    let mut answer = Agent::new_with_config(config).get(url).call().map_err(|e| e.to_string())?;
+    let agent = Agent::with_parts(config, DefaultConnector::default(), Known(place));
+    let mut answer = agent.get(url).call().map_err(|e| e.to_string())?;
     let body = answer.body_mut().with_config().limit(LONGEST).read_to_vec();
     serde_json::from_slice(&body.map_err(|e| e.to_string())?).map_err(|e| e.to_string())
 }
@@ -80,7 +117,7 @@ impl Evidence {
             return;
         }
         let cpu = &limits["CPU"];
-        match cpu.as_f64().and_then(thousandths) {
+        match cpu.as_f64().and_then(Fraction::from_f64) {
             Some(cpus) => self.add_quota(cpus, url.to_owned()),
             None if cpu.is_null() || cpu.as_f64() == Some(0.0) => {}
             None => self.no_ecs_limit(url, "CPU", cpu),
@@ -93,12 +130,6 @@ impl Evidence {
             "{url} gives {shown} as Limits.{name}, which is no limit, and is ignored"
         ));
     }
-}
-
-#[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "checked to fit")]
-fn thousandths(cpus: f64) -> Option<Fraction> {
-    let parts = (cpus * 1000.0).round();
-    (1.0..1e9).contains(&parts).then(|| Fraction::new(parts as u64, 1000)).flatten()
 }
 
 #[cfg(test)]
@@ -193,8 +224,18 @@ mod tests {
             assert!(found.memory.limit.is_none() && found.cpu.quota.is_none());
             assert_eq!(found.warnings.len(), 3, "{:?}", found.warnings);
         }
-        let nobody = resources("https://169.254.170.2/v4");
-        assert!(nobody.warnings[0].contains("no http address"), "{:?}", nobody.warnings);
+        for elsewhere in [
+            "https://169.254.170.2/v4",
+            "http://localhost/v4",
+            "http://192.0.2.1/v4",
+            "http://[2001:db8::1]/v4",
+            "http://127.0.0.1@192.0.2.1/v4",
+            "127.0.0.1/v4",
+            "http://",
+        ] {
+            let nobody = resources(elsewhere);
+            assert!(nobody.warnings[0].contains("no http address"), "{:?}", nobody.warnings);
+        }
     }
 
     #[test]

@@ -2,7 +2,7 @@
 //! tighten what the kernel says; one that makes no sense is left out with a warning.
 //!
 //! A table, so that a platform is a row. What each variable means is from the platform's own
-//! documentation, named in the row's comment. Render, Railway, Cloud Run and Azure Container Apps
+//! documentation, named in the row's comment. Railway, Cloud Run and Azure Container Apps
 //! tell no limit in a variable: their containers have cgroups.
 
 use std::os::unix::ffi::OsStrExt;
@@ -26,6 +26,8 @@ enum Holds {
     MemoryQuantity,
     /// CPUs as Kubernetes writes them: `1500m`, `2`, or thousandths by `divisor: 1m`.
     CpuQuantity,
+    /// CPUs with a decimal fraction, `0.5`.
+    CpuCount,
     /// The ids of the CPUs, `0-2,7`.
     Cpus,
 }
@@ -35,7 +37,7 @@ impl Holds {
         match self {
             Self::Memory | Self::MemoryAndCpu { .. } => "number of MiB",
             Self::Size | Self::MemoryQuantity => "size",
-            Self::CpuQuantity => "number of CPUs",
+            Self::CpuQuantity | Self::CpuCount => "number of CPUs",
             Self::Cpus => "list of CPUs",
         }
     }
@@ -70,6 +72,10 @@ const ROWS: &[Row] = &[
     row("FLY_VM_MEMORY_MB", Holds::Memory),
     // Azure App Service, "Environment variables and app settings".
     row("WEBSITE_MEMORY_LIMIT_MB", Holds::Memory),
+    // Google App Engine, standard environment, "Environment variables".
+    Row { only_with: Some("GAE_INSTANCE"), ..row("GAE_MEMORY_MB", Holds::Memory) },
+    // Render, "Default environment variables": CPUs of the instance, also "0.5".
+    Row { only_with: Some("RENDER"), ..row("RENDER_CPU_COUNT", Holds::CpuCount) },
     // Heroku's Python buildpack, from the dyno's own limit.
     Row { only_with: Some("DYNO"), ..row("DYNO_RAM", Holds::Memory) },
     // Cloud Foundry, "Environment variables": memory of an instance with its unit.
@@ -116,6 +122,11 @@ impl Evidence {
                 let set = CpuSet::from_list(text).filter(|set| set.count() > 0)?;
                 self.add_quota(Fraction::new(u64::from(set.count()), 1)?, source);
             }
+            Holds::CpuCount => {
+                let text = std::str::from_utf8(text).ok()?;
+                let cpus: f64 = text.parse().ok()?;
+                self.add_quota(Fraction::from_f64(cpus)?, source);
+            }
             Holds::CpuQuantity => self.add_quota(cpu_quantity(text)?, source),
             Holds::Memory => self.add_limit(mebibytes(text)?, row.variable, source),
             Holds::MemoryAndCpu { per_cpu } => {
@@ -149,12 +160,16 @@ fn mebibytes(text: &[u8]) -> Option<u64> {
     number(text).filter(|mib| *mib > 0 && *mib < u64::MAX)?.checked_mul(MIB)
 }
 
+/// Below this a plain number may be MiB or, by `divisor: 1Gi`, GiB: nobody can tell.
+const UNCLEAR: u64 = 128;
+
 /// Bytes of a Kubernetes quantity. A plain number below 1 MiB is in MiB: no container is that small,
 /// and `divisor: 1Mi` is common.
 fn memory_quantity(text: &[u8]) -> Option<u64> {
     let (value, unit) = split_unit(text);
     let value = number(value).filter(|value| *value > 0)?;
     let factor: u64 = match unit {
+        b"" if value < UNCLEAR => return None,
         b"" if value < MIB => MIB,
         b"" => 1,
         b"k" => 1000,
@@ -240,6 +255,19 @@ mod tests {
     }
 
     #[test]
+    fn a_count_of_cpus_may_be_a_fraction() {
+        assert!(with(&[("RENDER_CPU_COUNT", "0.5")]).quotas.is_empty(), "not on Render");
+        let render = with(&[("RENDER", "true"), ("RENDER_CPU_COUNT", "0.5")]);
+        assert!((render.quotas[0].value.as_f64() - 0.5).abs() < 1e-9);
+        for text in ["0", "-1", "many", "1e99", "NaN"] {
+            let found = with(&[("RENDER", "true"), ("RENDER_CPU_COUNT", text)]);
+            assert!(found.quotas.is_empty() && found.warnings[0].contains(text), "{text}");
+        }
+        let engine = with(&[("GAE_INSTANCE", "a"), ("GAE_MEMORY_MB", "384")]);
+        assert_eq!(limits(&engine), [(384, "env:GAE_MEMORY_MB")]);
+    }
+
+    #[test]
     fn generic_names_count_only_on_their_platform() {
         assert!(with(&[("MEMORY_LIMIT", "512Mi"), ("CPU_LIMIT", "2")]).memory.is_empty());
         let foundry = with(&[("VCAP_APPLICATION", "{}"), ("MEMORY_LIMIT", "512m")]);
@@ -248,12 +276,14 @@ mod tests {
             ("KUBERNETES_SERVICE_HOST", "10.0.0.1"),
             ("MY_MEM_LIMIT", "536870912"),
             ("CONTAINER_MEMORY_LIMIT", "256"),
+            ("KUBERNETES_MEMORY_LIMIT", "64"),
             ("MY_CPU_LIMIT", "1500"),
             ("CPU_LIMIT", "500m"),
         ]);
         assert_eq!(limits(&pod), [(512, "env:MY_MEM_LIMIT"), (256, "env:CONTAINER_MEMORY_LIMIT")]);
         let cpus: Vec<_> = pod.quotas.iter().map(|quota| quota.value.as_f64()).collect();
         assert_eq!(cpus, [1.5, 0.5]);
+        assert!(pod.warnings[0].contains("KUBERNETES_MEMORY_LIMIT"), "64 of what?");
         let bad = with(&[("KUBERNETES_SERVICE_HOST", "x"), ("MEMORY_LIMIT", "lots")]);
         assert!(bad.memory.is_empty() && bad.warnings[0].contains("lots"));
     }

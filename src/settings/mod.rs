@@ -22,7 +22,7 @@ use crate::units::{DURATION_FORMS, Fraction, SIZE_FORMS, parse_duration};
 pub(crate) use env_file::read_env_file;
 use heroku::{web_concurrency, web_memory};
 use layers::{Layers, unknown_variables};
-use values::{exact_cpus, headroom, positive, positive_size, signal, whole};
+use values::{headroom, positive, positive_size, signal, whole};
 
 /// On, off, or what the situation suggests.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -243,7 +243,7 @@ impl Sizing {
 
 impl WhatIf {
     fn read(layers: &Layers<'_>) -> Result<Self, Failure> {
-        let cpus = |text: &str| positive(text).and_then(exact_cpus);
+        let cpus = |text: &str| positive(text).and_then(Fraction::from_f64);
         Ok(Self {
             memory: layers.given("memory", SIZE_FORMS, positive_size)?,
             cpus: layers.given("cpus", "a number of CPUs above 0, such as 1.5", cpus)?,
@@ -300,7 +300,7 @@ pub(crate) fn fuzz(text: &str) {
     let _ = text.parse::<toml::Table>();
     let _ = Address::parse(text).map(|address| (address.name(), address.to_string()));
     let _ = (whole(text), positive_size(text), headroom(text), signal(text));
-    let _ = (parse_duration(text), positive(text).and_then(exact_cpus));
+    let _ = (parse_duration(text), positive(text).and_then(Fraction::from_f64));
     let variables = [("WEB_CONCURRENCY", text), ("WEB_MEMORY", text), ("THRONG_X", text)];
     let host = Host::from_files(std::iter::empty::<(&str, &str)>()).with_env(variables);
     let _ = (web_concurrency(&host), web_memory(&host), unknown_variables(&host));

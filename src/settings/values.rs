@@ -3,7 +3,7 @@
 use nix::sys::signal::Signal;
 
 use crate::plan::{Headroom, MOST_WORKERS};
-use crate::units::{Fraction, parse_size};
+use crate::units::parse_size;
 
 pub(super) fn whole(text: &str) -> Option<u32> {
     if !text.bytes().all(|b| b.is_ascii_digit()) {
@@ -19,17 +19,6 @@ pub(super) fn positive_size(text: &str) -> Option<u64> {
 
 pub(super) fn positive(text: &str) -> Option<f64> {
     text.parse().ok().filter(|n: &f64| n.is_finite() && *n > 0.0 && *n <= 1e6)
-}
-
-#[expect(
-    clippy::cast_possible_truncation,
-    clippy::cast_sign_loss,
-    reason = "positive and at most a million"
-)]
-pub(super) fn exact_cpus(cpus: f64) -> Option<Fraction> {
-    const PARTS: u64 = 1_000_000;
-    let parts = (cpus * 1e6).round() as u64;
-    (parts > 0).then(|| Fraction::new(parts, PARTS)).flatten()
 }
 
 pub(super) fn headroom(text: &str) -> Option<Headroom> {
