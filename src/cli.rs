@@ -38,6 +38,7 @@ const SIZING: &str = "Sizing";
 const WHAT_IF: &str = "What-if";
 const OUTPUT: &str = "Output";
 const WORKERS: &str = "Workers";
+const READINESS: &str = "Readiness";
 const SOCKETS: &str = "Sockets";
 const OPERATING: &str = "Operating";
 
@@ -145,6 +146,38 @@ pub(crate) const KEYS: &[Key] = &[
         "DURATION",
         "Replace no worker that ends later than this after our start",
     ),
+    key(
+        WORKERS,
+        "max-worker-age",
+        "DURATION",
+        "Replace each worker when it is so old, less up to a tenth, one at a time",
+    ),
+    key(
+        WORKERS,
+        "surge",
+        "auto|N",
+        "New workers that run beside the old ones in a reload; 0: stop first; auto: 1 where memory and ports have room [default: auto]",
+    ),
+    key(WORKERS, "start-parallel", "auto|N", "Start no more than N at once [default: auto, all]"),
+    key(
+        WORKERS,
+        "before",
+        "CMD",
+        "Run CMD by sh, once, before the first worker; its failure ends the launch",
+    ),
+    key(
+        WORKERS,
+        "watchdog",
+        "off|DURATION|http:PATH",
+        "Abort and replace a worker without WATCHDOG=1 for so long, or whose PATH does not answer [default: off]",
+    ),
+    key(
+        READINESS,
+        "ready",
+        "auto|spawn|notify|listen|http:PATH|delay:DURATION",
+        "When a worker serves; auto: at READY=1, or when it has lived for a second [default: auto]",
+    ),
+    key(READINESS, "ready-timeout", "DURATION", "The longest that may take [default: 30s]"),
     key(WORKERS, "chdir", "DIR", "Directory the workers start in"),
     key(WORKERS, "user", "USER[:GROUP]", "Run the workers as this user, by name or number"),
     key(

@@ -78,6 +78,8 @@ mod fleet;
 #[doc(hidden)]
 pub mod fuzzing;
 #[cfg(feature = "launcher")]
+mod http;
+#[cfg(feature = "launcher")]
 mod log;
 pub mod plan;
 pub mod probe;

@@ -27,22 +27,26 @@ const COST: u64 = 8 * MIB;
 
 /// Runs as many of the built-in servers as fit.
 pub(super) fn run(matches: &ArgMatches, host: &Host) -> Result<u8, Failure> {
-    let defaults = Defaults { share: Share::Fd, listen: Some(ADDRESS) };
-    let mut settings = Settings::read(matches, host, defaults)?;
-    if settings.exec {
-        return Err(usage("--exec becomes a command and the demo is none; leave it out"));
-    }
-    if settings.sizing.worker_memory.is_none() {
-        settings.sizing.worker_memory =
-            Some(Given { value: COST, origin: Some("demo".to_owned()) });
-    }
-    settings.command = ["throng-rs", "demo-server"].map(OsString::from).to_vec();
+    let matches = matches.clone();
+    let read = move |host: &Host| {
+        let defaults = Defaults { share: Share::Fd, listen: Some(ADDRESS) };
+        let mut settings = Settings::read(&matches, host, defaults)?;
+        if settings.exec {
+            return Err(usage("--exec becomes a command and the demo is none; leave it out"));
+        }
+        if settings.sizing.worker_memory.is_none() {
+            settings.sizing.worker_memory =
+                Some(Given { value: COST, origin: Some("demo".to_owned()) });
+        }
+        settings.command = ["throng-rs", "demo-server"].map(OsString::from).to_vec();
+        Ok(settings)
+    };
+    let settings = read(host)?;
     if settings.dry_run {
         return size::report(&settings, host);
     }
-    let words = settings.command.clone();
     let own = std::env::current_exe().context("cannot find our own program file")?;
-    start(&settings, host, Some(own), words, &announce)
+    start(&settings, host, Some(own), Box::new(move || read(&Host::live())), &announce)
 }
 
 /// On standard output, so that it is seen whatever is done with the log.

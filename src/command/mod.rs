@@ -52,7 +52,8 @@ fn perform(args: impl Iterator<Item = OsString>) -> Result<u8, Failure> {
             if settings.dry_run {
                 size::report(&settings, &host)
             } else {
-                run::run(&settings, &host)
+                let read = move || Settings::read(&matches, &Host::live(), defaults);
+                run::run(&settings, &host, Box::new(read))
             }
         }
     }

@@ -2,19 +2,24 @@
 //! and tells it what happens. One thread; the runtime is tokio's single-threaded one, and nothing
 //! here may use its blocking pool, because children are made by fork.
 
+mod before;
+mod check;
 mod diagnose;
 mod environment;
+mod notify;
 mod obey;
 mod orphans;
 mod output;
 mod ports;
 mod program;
 mod reap;
+mod room;
 mod say;
 mod signals;
 mod sink;
 mod spawn;
 mod start;
+mod usage;
 mod user;
 mod watch;
 
@@ -32,18 +37,24 @@ use anyhow::Context;
 use nix::sys::prctl::set_child_subreaper;
 use nix::sys::signal::Signal;
 use nix::unistd::Pid;
+use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 use tokio::task::LocalSet;
+use tracing::warn;
 
+pub(crate) use check::Check;
 pub(crate) use environment::Environment;
 pub(crate) use ports::holder;
 pub(crate) use program::find;
+pub(crate) use room::Surge;
 pub(crate) use spawn::replace;
 pub(crate) use start::exec_status;
 pub(crate) use user::User;
 
-use crate::fleet::{Action, Event, Fleet, Note, Policy, Time, WorkerKey};
+use crate::fleet::{Action, Event, Fleet, Kind, Note, Policy, Time, Told, WorkerKey};
 use crate::log;
 use crate::sockets::Listener;
+use check::Look;
+use notify::{Message, NotifySocket};
 use output::{Stream, Tail};
 use signals::Signals;
 use sink::{Sink, StreamId, same_file};
@@ -53,6 +64,8 @@ use spawn::{Spawner, forget_code, keep_zombies};
 pub(crate) struct Config {
     pub(crate) program: PathBuf,
     pub(crate) words: Vec<OsString>,
+    /// What a reload brings in.
+    pub(crate) renewal: Renewal,
     /// Whether placeholders in the words are replaced.
     pub(crate) template: bool,
     pub(crate) env: Environment,
@@ -65,7 +78,18 @@ pub(crate) struct Config {
     pub(crate) user: Option<User>,
     pub(crate) dir: Option<PathBuf>,
     pub(crate) listeners: Vec<Listener>,
+    /// A shell command that runs once, before the first worker.
+    pub(crate) before: Option<String>,
+    pub(crate) surge: Surge,
+    /// Whether `READY=1` makes a worker ready.
+    pub(crate) ready_by_notice: bool,
+    pub(crate) ready_check: Option<Check>,
+    pub(crate) health_check: Option<Check>,
 }
+
+/// Reads anew what a reload brings in: the program, its words and its environment. The error tells what
+/// is wrong; then all stays as it is.
+pub(crate) type Renewal = Box<dyn Fn() -> Result<(PathBuf, Vec<OsString>, Environment), String>>;
 
 /// What each line of a worker begins with.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -109,6 +133,10 @@ struct Running {
     reaped: bool,
     streams: Vec<Rc<Stream>>,
     tail: Rc<RefCell<Tail>>,
+    /// What it says of itself (`STATUS=`).
+    status: Option<String>,
+    /// A look from outside at whether it serves.
+    look: Option<Look>,
 }
 
 struct Engine {
@@ -116,6 +144,10 @@ struct Engine {
     fleet: Fleet,
     spawner: Spawner,
     signals: Rc<Signals>,
+    /// Where workers tell of themselves; none where it could not be had.
+    notify: Option<Rc<NotifySocket>>,
+    /// What looks at workers find out.
+    inbox: (UnboundedSender<Found>, UnboundedReceiver<Found>),
     started: Instant,
     running: BTreeMap<WorkerKey, Running>,
     stdout: Rc<Sink>,
@@ -136,6 +168,9 @@ struct Engine {
     exit: Option<u8>,
 }
 
+/// A worker, and what was found out about it.
+type Found = (WorkerKey, Told);
+
 /// How often a group without its leader is looked at.
 const GROUP_CHECK: Duration = Duration::from_millis(100);
 /// Our own lines, beside those of the workers.
@@ -153,6 +188,16 @@ impl Engine {
         let (user, dir) = (config.user.take(), config.dir.take());
         let spawner = Spawner::new(signals.inherited, user, dir, &sockets);
         let spawner = spawner.context("cannot prepare for starting workers")?;
+        let notify = match NotifySocket::bind() {
+            Ok(socket) => {
+                config.env.set("NOTIFY_SOCKET", socket.variable());
+                Some(Rc::new(socket))
+            }
+            Err(error) => {
+                warn!(event = "no_notify", "workers get no NOTIFY_SOCKET: {error}");
+                None
+            }
+        };
         let sink = |fd: io::Result<Sink>| fd.map(Rc::new).context("cannot write to our own output");
         let stdout = sink(Sink::new(io::stdout()))?;
         // `2>&1`: one stream has one writer, or parts of lines would mix.
@@ -170,6 +215,8 @@ impl Engine {
             config,
             spawner,
             signals: Rc::new(signals),
+            notify,
+            inbox: unbounded_channel(),
             started: Instant::now(),
             running: BTreeMap::new(),
             stdout,
@@ -191,6 +238,10 @@ impl Engine {
     }
 
     async fn run(mut self) -> anyhow::Result<u8> {
+        if let Some(status) = self.before().await? {
+            self.finish().await;
+            return Ok(status);
+        }
         self.tell(Event::Start);
         let mut busy = true;
         loop {
@@ -200,6 +251,7 @@ impl Engine {
                 return Ok(status);
             }
             let signals = Rc::clone(&self.signals);
+            let notify = self.notify.clone();
             let idle = self.fleet.deadline().is_none();
             if idle && busy {
                 self.settled.store(true, Ordering::Relaxed);
@@ -211,6 +263,8 @@ impl Engine {
             tokio::select! {
                 biased;
                 received = signals.next() => self.signal(received.context("cannot read signals")?),
+                Some((worker, what)) = self.inbox.1.recv() => self.tell(Event::Told { worker, what }),
+                message = heard(notify.as_deref()) => self.heard(message),
                 () = until(deadline) => self.tell(Event::Tick),
                 () = until(groups) => self.check_groups(),
             }
@@ -221,6 +275,7 @@ impl Engine {
     fn tell(&mut self, event: Event) {
         // What cannot be started is an event of its own, which may lead to more.
         let mut events = vec![event];
+        let mut aged = Vec::new();
         while let Some(event) = events.pop() {
             for action in self.fleet.step(self.started.elapsed(), event) {
                 match action {
@@ -231,17 +286,32 @@ impl Engine {
                     }
                     Action::AskLeader(worker) => self.ask(worker, false),
                     Action::AskGroup(worker) => self.ask(worker, true),
+                    Action::AbortLeader(worker) => self.abort_leader(worker),
+                    Action::Aged { slot } => aged.push(slot),
                     Action::Kill(worker) => self.signal_group(worker, Signal::SIGKILL),
                     Action::Say(note) => {
                         self.say(note);
-                        if let Note::GaveUp { worker, .. } = note {
-                            self.running.remove(&worker);
+                        match note {
+                            Note::GaveUp { worker, .. } => drop(self.running.remove(&worker)),
+                            Note::Ready { worker, .. } => self.look_for_life(worker),
+                            _ => {}
                         }
                     }
                     Action::Exit(status) => self.exit = Some(status),
                 }
             }
         }
+        for slot in aged {
+            self.renew(Kind::Aged, Some(slot));
+        }
+    }
+}
+
+/// What a worker says next, or nothing ever where it cannot.
+async fn heard(socket: Option<&NotifySocket>) -> io::Result<Message> {
+    match socket {
+        Some(socket) => socket.next().await,
+        None => std::future::pending().await,
     }
 }
 

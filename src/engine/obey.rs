@@ -29,6 +29,15 @@ impl Engine {
         self.signal_group(worker, Signal::SIGCONT);
     }
 
+    /// A core dump or a stack trace tells more than an end.
+    pub(super) fn abort_leader(&self, worker: WorkerKey) {
+        let Some(running) = self.running.get(&worker).filter(|running| !running.reaped) else {
+            return;
+        };
+        let _ = kill(running.pid, Signal::SIGABRT);
+        self.signal_group(worker, Signal::SIGCONT);
+    }
+
     pub(super) fn signal_group(&self, worker: WorkerKey, signal: Signal) {
         let Some(running) = self.running.get(&worker) else { return };
         // With its leader reaped and its last member gone, the number may be somebody else's.
@@ -80,7 +89,12 @@ impl Engine {
             return;
         }
         let terminal_gone = self.had_terminal && (!received.by_process || !has_terminal());
-        self.tell(if terminal_gone { Event::Stop(Urgency::Graceful) } else { Event::Reload });
+        if terminal_gone {
+            self.tell(Event::Stop(Urgency::Graceful));
+        } else {
+            // Its failure is in the log, which is all that a signal can have for an answer.
+            let _ = self.reload();
+        }
     }
 
     /// Stops us, until somebody says CONT, and goes on with the workers.

@@ -101,6 +101,7 @@ impl Engine {
             let stream = Rc::clone(stream);
             tokio::task::spawn_local(async move { stream.serve().await });
         }
+        let look = self.look_for_readiness(to.worker, pid);
         Ok(Running {
             pid,
             slot: to.slot,
@@ -109,6 +110,8 @@ impl Engine {
             reaped: false,
             streams,
             tail,
+            status: None,
+            look,
         })
     }
 

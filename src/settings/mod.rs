@@ -22,7 +22,7 @@ use crate::units::{DURATION_FORMS, Fraction, SIZE_FORMS, parse_duration};
 pub(crate) use env_file::read_env_file;
 use heroku::{web_concurrency, web_memory};
 use layers::{Layers, unknown_variables};
-use values::{headroom, positive, positive_size, signal, whole};
+use values::{headroom, positive, positive_size, ready, signal, watchdog, whole};
 
 /// On, off, or what the situation suggests.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -113,9 +113,41 @@ pub(crate) struct Workers {
     pub(crate) user: Option<String>,
     pub(crate) env_file: Option<PathBuf>,
     pub(crate) template: bool,
+    pub(crate) max_age: Option<Duration>,
+    pub(crate) before: Option<String>,
+    /// How many may be starting at once; `None` is all.
+    pub(crate) start_parallel: Option<u32>,
+    /// How many new workers may run beside the old ones in a rollout; `None` is auto.
+    pub(crate) surge: Option<u32>,
+    pub(crate) ready: Ready,
+    pub(crate) ready_timeout: Duration,
+    pub(crate) watchdog: Option<Watchdog>,
+}
+
+/// What makes a worker ready.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Ready {
+    Auto,
+    Spawn,
+    Notify,
+    Listen,
+    /// This path answers.
+    Http(String),
+    Delay(Duration),
+}
+
+/// What shows that a worker still serves.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Watchdog {
+    /// It says so this often.
+    Ping(Duration),
+    /// This path answers.
+    Http(String),
 }
 
 const COUNT: &str = "a whole number from 1 to 10000";
+const READY: &str = "auto, spawn, notify, listen, http:/PATH or delay:DURATION";
+const WATCHDOG: &str = "off, a duration such as 10s, or http:/PATH";
 const SWITCH: &[(&str, Switch)] =
     &[("auto", Switch::Auto), ("on", Switch::On), ("off", Switch::Off)];
 
@@ -204,6 +236,18 @@ impl Settings {
             (true, Share::Fd) => {
                 Err(usage(format!("{share} is fd and needs --listen ADDR, the socket to share")))
             }
+            (_, Share::Fd) if matches!(self.workers.ready, Ready::Listen | Ready::Http(_)) => {
+                let ready = layers.origin("ready");
+                Err(usage(format!(
+                    "{ready} asks the worker's own port, and on a socket that all inherit the kernel answers for who is not there; with {share} fd use --ready notify or delay:1s"
+                )))
+            }
+            (_, Share::Fd) if matches!(self.workers.watchdog, Some(Watchdog::Http(_))) => {
+                let watchdog = layers.origin("watchdog");
+                Err(usage(format!(
+                    "{watchdog} asks the worker's own port, and on a socket that all inherit any of them answers; with {share} fd use --watchdog 10s and WATCHDOG=1"
+                )))
+            }
             (false, Share::Fd) if self.exec => Err(usage(format!(
                 "--exec hands everything over to COMMAND, which must listen by itself; leave {listen} out"
             ))),
@@ -273,6 +317,10 @@ impl Workers {
             ("never", Restart::Never),
         ];
         let value = |given: Option<Given<Duration>>| given.map(|given| given.value);
+        let parallel = layers.given_or_auto("start-parallel", COUNT, whole)?;
+        let surge = layers.given_or_auto("surge", "a whole number from 0 to 1000", |text| {
+            text.parse().ok().filter(|surge| *surge <= 1000)
+        })?;
         Ok(Self {
             // Below the 10 s that Docker grants before it kills.
             grace: value(layers.given("grace", DURATION_FORMS, parse_duration)?)
@@ -289,6 +337,14 @@ impl Workers {
             user: layers.text("user")?,
             env_file: layers.path("env-file")?,
             template: layers.switch("template")?,
+            max_age: value(layers.given("max-worker-age", DURATION_FORMS, parse_duration)?),
+            before: layers.text("before")?.filter(|text| !text.trim().is_empty()),
+            start_parallel: parallel.or(None).map(|given| given.value),
+            surge: surge.or(None).map(|given| given.value),
+            ready: layers.given("ready", READY, ready)?.map_or(Ready::Auto, |given| given.value),
+            ready_timeout: value(layers.given("ready-timeout", DURATION_FORMS, parse_duration)?)
+                .unwrap_or(Duration::from_secs(30)),
+            watchdog: layers.given("watchdog", WATCHDOG, watchdog)?.and_then(|given| given.value),
         })
     }
 }
@@ -301,6 +357,7 @@ pub(crate) fn fuzz(text: &str) {
     let _ = Address::parse(text).map(|address| (address.name(), address.to_string()));
     let _ = (whole(text), positive_size(text), headroom(text), signal(text));
     let _ = (parse_duration(text), positive(text).and_then(Fraction::from_f64));
+    let _ = (ready(text), watchdog(text));
     let variables = [("WEB_CONCURRENCY", text), ("WEB_MEMORY", text), ("THRONG_X", text)];
     let host = Host::from_files(std::iter::empty::<(&str, &str)>()).with_env(variables);
     let _ = (web_concurrency(&host), web_memory(&host), unknown_variables(&host));

@@ -223,7 +223,7 @@ fn a_shared_port_is_nobodys_fault() {
     run.signal(Signal::SIGTTOU);
     run.wait_log("2 workers instead of 3");
     run.signal(Signal::SIGHUP);
-    run.wait_log("have been restarted");
+    run.wait_log("the reload is done");
     assert_eq!(run.stop(), 0);
     // One that ends with 0, and one that is killed, while siblings listen.
     let script = server(port, "time.sleep(0.2 if os.environ['THRONG_WORKER_ID']=='2' else 0.6)");
