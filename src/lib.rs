@@ -67,6 +67,8 @@ mod cli;
 #[cfg(feature = "launcher")]
 mod command;
 #[cfg(feature = "launcher")]
+mod control;
+#[cfg(feature = "launcher")]
 mod doctor;
 #[cfg(feature = "launcher")]
 mod engine;

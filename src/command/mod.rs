@@ -1,5 +1,6 @@
 //! What the program does, one file a subcommand: settings in, exit status out.
 
+mod control;
 mod demo;
 mod doctor;
 mod run;
@@ -46,6 +47,9 @@ fn perform(args: impl Iterator<Item = OsString>) -> Result<u8, Failure> {
         Some(("demo", matches)) => demo::run(matches, &host),
         Some(("table", matches)) => table::run(matches, &args, &host),
         Some(("doctor", matches)) => doctor::run(matches, &host),
+        Some((name, matches)) if cli::CONTROL.iter().any(|control| control.name == name) => {
+            control::run(name, matches)
+        }
         _ => {
             let defaults = Defaults { share: Share::Off, listen: None };
             let settings = Settings::read(&matches, &host, defaults)?;

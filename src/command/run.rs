@@ -218,6 +218,10 @@ fn configure(settings: &Settings, host: &Host, sized: &Sized, parts: Parts) -> C
             Some(Watchdog::Http(path)) => Some(Check::Http(path.clone())),
             _ => None,
         },
+        name: settings.operating.name.clone(),
+        control: settings.operating.control.clone(),
+        plan: sized.plan.to_json(),
+        bound_by: sized.plan.bound_by.name(),
     }
 }
 

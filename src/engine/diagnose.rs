@@ -43,14 +43,14 @@ impl Engine {
         if !failed || !futile || self.fleet.is_ending() || now > ended.since + SOON {
             return None;
         }
-        let tail = ended.tail.borrow();
-        let said = ports::says_taken(tail.words());
+        let words = ended.last_words();
+        let said = ports::says_taken(&words);
         let told = self.config.env.get("PORT").and_then(|port| port.to_str()?.parse().ok());
         let told = told.filter(|_| again_and_again);
         if !said && told.is_none() {
             return None;
         }
-        let words = String::from_utf8_lossy(tail.words());
+        let words = String::from_utf8_lossy(&words);
         let ours = HashSet::new();
         let siblings = self.running.values().filter(|running| !running.reaped);
         let mut open: Vec<(u16, i32)> = siblings

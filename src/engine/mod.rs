@@ -2,6 +2,7 @@
 //! and tells it what happens. One thread; the runtime is tokio's single-threaded one, and nothing
 //! here may use its blocking pool, because children are made by fork.
 
+mod answer;
 mod before;
 mod check;
 mod diagnose;
@@ -50,12 +51,14 @@ pub(crate) use spawn::replace;
 pub(crate) use start::exec_status;
 pub(crate) use user::User;
 
+use crate::control::Place;
 use crate::fleet::{Action, Event, Fleet, Kind, Note, Policy, Time, Told, WorkerKey};
 use crate::log;
 use crate::sockets::Listener;
+use answer::Control;
 use check::Look;
 use notify::{Message, NotifySocket};
-use output::{Stream, Tail};
+use output::{Ring, Stream};
 use signals::Signals;
 use sink::{Sink, StreamId, same_file};
 use spawn::{Spawner, forget_code, keep_zombies};
@@ -85,6 +88,12 @@ pub(crate) struct Config {
     pub(crate) ready_by_notice: bool,
     pub(crate) ready_check: Option<Check>,
     pub(crate) health_check: Option<Check>,
+    /// Of this instance.
+    pub(crate) name: Option<String>,
+    pub(crate) control: Place,
+    /// The sizing report.
+    pub(crate) plan: String,
+    pub(crate) bound_by: &'static str,
 }
 
 /// Reads anew what a reload brings in: the program, its words and its environment. The error tells what
@@ -132,11 +141,22 @@ struct Running {
     /// Reaped: its pid may be somebody else's by now, its group is ours as long as it has members.
     reaped: bool,
     streams: Vec<Rc<Stream>>,
-    tail: Rc<RefCell<Tail>>,
+    /// The last output of its slot, and where its own begins.
+    ring: Rc<RefCell<Ring>>,
+    words_from: u64,
     /// What it says of itself (`STATUS=`).
     status: Option<String>,
     /// A look from outside at whether it serves.
     look: Option<Look>,
+}
+
+impl Running {
+    /// The last of what it wrote, where we read it.
+    fn last_words(&self) -> Vec<u8> {
+        let mut words = self.ring.borrow().since(self.words_from);
+        words.extend(self.streams.iter().flat_map(|stream| stream.unfinished()));
+        words
+    }
 }
 
 struct Engine {
@@ -155,6 +175,9 @@ struct Engine {
     /// Every stream that has not ended, also of workers that have.
     streams: Vec<Rc<Stream>>,
     next_stream: u64,
+    /// The last output of each slot.
+    rings: BTreeMap<u32, Rc<RefCell<Ring>>>,
+    control: Control,
     hup_ignored: bool,
     had_terminal: bool,
     /// The process group that we gave our terminal to.
@@ -210,6 +233,7 @@ impl Engine {
         };
         tokio::task::spawn_local(Rc::clone(&stdout).serve());
         log::hold();
+        let control = Control::open(&config)?;
         Ok(Self {
             fleet: Fleet::new(config.policy.clone(), config.workers),
             config,
@@ -223,6 +247,8 @@ impl Engine {
             stderr,
             streams: Vec::new(),
             next_stream: OWN_LINES.0,
+            rings: BTreeMap::new(),
+            control,
             hup_ignored,
             had_terminal: obey::has_terminal(),
             terminal_given: Cell::new(None),
@@ -264,6 +290,7 @@ impl Engine {
                 biased;
                 received = signals.next() => self.signal(received.context("cannot read signals")?),
                 Some((worker, what)) = self.inbox.1.recv() => self.tell(Event::Told { worker, what }),
+                Some((ask, answer)) = self.control.calls.recv() => self.answer(&ask, answer),
                 message = heard(notify.as_deref()) => self.heard(message),
                 () = until(deadline) => self.tell(Event::Tick),
                 () = until(groups) => self.check_groups(),
@@ -294,7 +321,7 @@ impl Engine {
                         match note {
                             Note::GaveUp { worker, .. } => drop(self.running.remove(&worker)),
                             Note::Ready { worker, .. } => self.look_for_life(worker),
-                            _ => {}
+                            _ => self.control.note(note),
                         }
                     }
                     Action::Exit(status) => self.exit = Some(status),

@@ -15,6 +15,9 @@ use crate::log;
 /// How long the last lines may take to be read when all is over.
 const LAST_FLUSH: Duration = Duration::from_secs(2);
 
+/// How often the control interface may go on before all is over.
+const LAST_TURNS: usize = 16;
+
 impl Engine {
     /// Takes in every child that has ended: all are reaped first, so that the members of a group
     /// that went together are not mistaken for a rest of it.
@@ -102,6 +105,10 @@ impl Engine {
             self.pass_own_lines();
             self.stdout.drained().await;
             self.stderr.drained().await;
+            // Answers that are ready are written by their tasks: each has a few turns to do it.
+            for _ in 0..LAST_TURNS {
+                tokio::task::yield_now().await;
+            }
         };
         let _ = tokio::time::timeout(LAST_FLUSH, drained).await;
     }

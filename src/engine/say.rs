@@ -14,45 +14,11 @@ impl Engine {
         let pid =
             |worker: WorkerKey| self.running.get(&worker).map_or(0, |running| running.pid.as_raw());
         match note {
-            Note::Ready { worker, slot, late: false } => {
-                debug!(
-                    event = "ready",
-                    worker = slot,
-                    pid = pid(worker),
-                    "worker {slot} (pid {}) is ready",
-                    pid(worker)
-                );
-            }
-            Note::Ready { worker, slot, late: true } => {
-                warn!(
-                    event = "ready",
-                    worker = slot,
-                    pid = pid(worker),
-                    late = true,
-                    "worker {slot} (pid {}) has not said that it is ready and is taken for it after {}; --ready says what to wait for",
-                    pid(worker),
-                    show_duration(self.config.policy.readiness.timeout)
-                );
-            }
-            Note::NotReady { worker, slot } => {
-                error!(
-                    event = "not_ready",
-                    worker = slot,
-                    pid = pid(worker),
-                    "worker {slot} (pid {}) is not ready after {} and is stopped",
-                    pid(worker),
-                    show_duration(self.config.policy.readiness.timeout)
-                );
-            }
-            Note::Hung { worker, slot } => self.say_hung(worker, slot),
-            Note::Leaving { worker, slot } => {
-                info!(
-                    event = "leaving",
-                    worker = slot,
-                    pid = pid(worker),
-                    "worker {slot} (pid {}) says that it is stopping",
-                    pid(worker)
-                );
+            Note::Ready { .. }
+            | Note::NotReady { .. }
+            | Note::Hung { .. }
+            | Note::Leaving { .. } => {
+                self.say_state(note);
             }
             Note::Ended { worker, slot, how, asked } => self.say_ended(worker, slot, how, asked),
             Note::Waits { slot, delay, early_ends } => {
@@ -147,6 +113,56 @@ impl Engine {
         }
     }
 
+    /// What a worker that lives is found to be.
+    fn say_state(&self, note: Note) {
+        let pid =
+            |worker: WorkerKey| self.running.get(&worker).map_or(0, |running| running.pid.as_raw());
+        let time = || show_duration(self.config.policy.readiness.timeout);
+        match note {
+            Note::Ready { worker, slot, late: false } => {
+                debug!(
+                    event = "ready",
+                    worker = slot,
+                    pid = pid(worker),
+                    "worker {slot} (pid {}) is ready",
+                    pid(worker)
+                );
+            }
+            Note::Ready { worker, slot, late: true } => {
+                warn!(
+                    event = "ready",
+                    worker = slot,
+                    pid = pid(worker),
+                    late = true,
+                    "worker {slot} (pid {}) has not said that it is ready and is taken for it after {}; --ready says what to wait for",
+                    pid(worker),
+                    time()
+                );
+            }
+            Note::NotReady { worker, slot } => {
+                error!(
+                    event = "not_ready",
+                    worker = slot,
+                    pid = pid(worker),
+                    "worker {slot} (pid {}) is not ready after {} and is stopped",
+                    pid(worker),
+                    time()
+                );
+            }
+            Note::Hung { worker, slot } => self.say_hung(worker, slot),
+            Note::Leaving { worker, slot } => {
+                info!(
+                    event = "leaving",
+                    worker = slot,
+                    pid = pid(worker),
+                    "worker {slot} (pid {}) says that it is stopping",
+                    pid(worker)
+                );
+            }
+            _ => {}
+        }
+    }
+
     /// With its last words: they are most of what can be known about it.
     fn say_hung(&self, worker: WorkerKey, slot: u32) {
         let Some(running) = self.running.get(&worker) else { return };
@@ -157,8 +173,8 @@ impl Engine {
             pid,
             "worker {slot} (pid {pid}) shows no sign of life and is aborted"
         );
-        let tail = running.tail.borrow();
-        let words = String::from_utf8_lossy(tail.words());
+        let words = running.last_words();
+        let words = String::from_utf8_lossy(&words);
         let lines: Vec<&str> = words.lines().filter(|line| !line.trim().is_empty()).collect();
         for line in &lines[lines.len().saturating_sub(LAST_LINES)..] {
             error!(event = "last_words", worker = slot, pid, "worker {slot} wrote: {line}");

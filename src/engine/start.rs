@@ -9,7 +9,7 @@ use std::rc::Rc;
 use nix::errno::Errno;
 use tracing::{debug, error};
 
-use super::output::{Stream, Tail, pipe};
+use super::output::{Record, Ring, Stream, pipe};
 use super::program::expand;
 use super::sink::{Sink, StreamId};
 use super::spawn::Launch;
@@ -60,7 +60,8 @@ impl Engine {
         } else {
             self.config.words.clone()
         };
-        let tail = Rc::new(RefCell::new(Tail::default()));
+        let record = self.record(to);
+        let words_from = record.ring.borrow().total();
         let mut streams = Vec::new();
         // A single worker writes by itself: there is nobody to mix with, and nothing to copy.
         let direct = self.config.terminal || (to.count == 1 && self.config.prefix == Prefix::None);
@@ -74,7 +75,7 @@ impl Engine {
                 self.next_stream += 1;
                 let id = StreamId(self.next_stream);
                 let stream =
-                    Stream::new(id, ours, Rc::clone(sink), prefix.clone(), Rc::clone(&tail))?;
+                    Stream::new(id, ours, Rc::clone(sink), prefix.clone(), record.clone())?;
                 streams.push(Rc::new(stream));
                 Ok(Stdio::from(theirs))
             };
@@ -109,10 +110,18 @@ impl Engine {
             since: self.now(),
             reaped: false,
             streams,
-            tail,
+            ring: record.ring,
+            words_from,
             status: None,
             look,
         })
+    }
+
+    /// Where its output is kept: with that of those who were in the slot before.
+    fn record(&mut self, to: Assignment) -> Record {
+        let ring = self.rings.entry(to.slot);
+        let ring = ring.or_insert_with(|| Rc::new(RefCell::new(Ring::new(to.count))));
+        Record { slot: to.slot, ring: Rc::clone(ring), news: self.control.output.clone() }
     }
 
     fn prefix(&self, slot: u32) -> Vec<u8> {

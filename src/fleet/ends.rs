@@ -1,7 +1,7 @@
 //! How workers end, and what becomes of their slots.
 
 use super::messages::{Action, Failure, Note, Refusal, Restart};
-use super::worker::{Cause, End, Ended, First, Phase, SlotState, Time, Worker, WorkerKey};
+use super::worker::{Cause, End, Ended, First, Phase, Reached, SlotState, Time, Worker, WorkerKey};
 use super::{Fleet, backoff};
 use crate::exit;
 
@@ -35,7 +35,7 @@ impl Fleet {
             return;
         }
         let how = Ended::Code(status);
-        let end = End { how, failure: true, stable: false, ready: false, asked: false };
+        let end = End { how, failure: true, reached: Reached::Nothing, asked: false };
         self.settle(now, key, id, end, why != Refusal::Resources, actions);
     }
 
@@ -80,7 +80,7 @@ impl Fleet {
         let Some(worker) = self.workers.remove(&key) else { return };
         // A group is asked about only when its leader has ended; without that nothing is known.
         let unknown =
-            End { how: Ended::Signal(9), failure: true, stable: true, ready: true, asked: true };
+            End { how: Ended::Signal(9), failure: true, reached: Reached::Stable, asked: true };
         self.settle(now, key, worker.slot, worker.ended.unwrap_or(unknown), true, actions);
     }
 
@@ -126,7 +126,7 @@ impl Fleet {
             slot.early_ends = 0;
             return;
         }
-        if end.ready {
+        if end.reached >= Reached::Ready {
             self.any_ready = true;
         } else {
             self.rollout_failed(now, id, Failure::Ended(end.how), actions);
@@ -153,7 +153,11 @@ impl Fleet {
         // A server that ends by itself has failed, whatever it says.
         let failed = again || end.failure;
         if slot.first == First::Open {
-            slot.first = if failed && !end.ready { First::Failed } else { First::Ready };
+            slot.first = if failed && end.reached == Reached::Nothing {
+                First::Failed
+            } else {
+                First::Ready
+            };
         }
         if failed {
             self.last_failure = Some(end.how.status().max(1));
@@ -163,7 +167,7 @@ impl Fleet {
             return;
         }
         slot.restarts += 1;
-        if end.stable {
+        if end.reached == Reached::Stable {
             slot.early_ends = 0;
             return;
         }

@@ -28,7 +28,7 @@ pub(crate) use messages::{
 };
 use rollout::Rollout;
 pub(crate) use saved::Saved;
-pub(crate) use view::{FleetView, SlotView, WorkerView};
+pub(crate) use view::{FleetView, SlotView};
 pub(crate) use worker::{Ended, Time, WorkerKey};
 use worker::{First, Phase, Slot, SlotState, Worker};
 

@@ -105,14 +105,13 @@ impl Fleet {
         let Some((rollout, slot)) = self.rollout.as_mut().zip(self.slots.get_mut(&id)) else {
             return;
         };
-        match slot.state {
-            SlotState::Filled(key) => {
-                if !rollout.renewed.contains(&id) && !rollout.waiting.contains(&key) {
-                    rollout.before.insert(key);
-                    rollout.waiting.push_back(key);
-                }
-            }
-            _ => (slot.state, slot.early_ends) = (SlotState::Empty, 0),
+        let Some(key) = slot.current() else {
+            (slot.state, slot.early_ends) = (SlotState::Empty, 0);
+            return;
+        };
+        if !rollout.renewed.contains(&id) && !rollout.waiting.contains(&key) {
+            rollout.before.insert(key);
+            rollout.waiting.push_back(key);
         }
     }
 

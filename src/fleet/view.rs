@@ -24,7 +24,6 @@ pub(crate) struct SlotView {
     /// When the next start comes, where it waits for one.
     pub(crate) retry_at: Option<Time>,
     pub(crate) restarts: u32,
-    pub(crate) early_ends: u32,
     pub(crate) last_end: Option<(End, Time)>,
 }
 
@@ -70,7 +69,6 @@ impl Fleet {
                 _ => None,
             },
             restarts: slot.restarts,
-            early_ends: slot.early_ends,
             last_end: slot.last_end,
         });
         let workers = self.workers.iter().map(|(key, worker)| WorkerView {

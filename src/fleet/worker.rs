@@ -111,23 +111,33 @@ impl Worker {
 
     /// What its end at `now` means.
     pub(crate) fn end(&self, now: Time, how: Ended, by_age: bool) -> End {
-        let stable = self.ready_since.is_some_and(|since| now >= since + super::STABLE);
+        let reached = match self.ready_since {
+            Some(since) if now >= since + super::STABLE => Reached::Stable,
+            Some(_) => Reached::Ready,
+            None => Reached::Nothing,
+        };
         let failure = !how.is_success();
         match (self.cause, self.phase) {
-            (Some(Cause::Asked), _) => End { how, failure, stable: true, ready: true, asked: true },
-            (Some(Cause::NotReady), _) => {
-                End { how, failure: true, stable: false, ready: false, asked: false }
-            }
-            (Some(Cause::Hung), _) => {
-                End { how, failure: true, stable, ready: self.ready_since.is_some(), asked: false }
+            (Some(Cause::Asked), _) => End { how, failure, reached: Reached::Stable, asked: true },
+            (Some(Cause::NotReady | Cause::Hung), _) => {
+                End { how, failure: true, reached, asked: false }
             }
             // Who only has to live for a while may have done so in this very moment.
-            (_, Phase::Starting { due }) => {
-                End { how, failure, stable, ready: by_age && now >= due, asked: false }
+            (_, Phase::Starting { due }) if by_age && now >= due => {
+                End { how, failure, reached: Reached::Ready, asked: false }
             }
-            _ => End { how, failure, stable, ready: self.ready_since.is_some(), asked: false },
+            _ => End { how, failure, reached, asked: false },
         }
     }
+}
+
+/// How far a worker came.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub(crate) enum Reached {
+    Nothing,
+    Ready,
+    /// It had served long enough for what was before to be forgotten.
+    Stable,
 }
 
 /// The end of a leader, kept until its group has gone too.
@@ -136,10 +146,7 @@ pub(crate) struct End {
     pub(crate) how: Ended,
     /// Not what a worker should do: a bad status, or an end that we had to force.
     pub(crate) failure: bool,
-    /// Whether it had served long enough for what was before to be forgotten.
-    pub(crate) stable: bool,
-    /// Whether it had been ready at all.
-    pub(crate) ready: bool,
+    pub(crate) reached: Reached,
     /// Whether it was told to stop.
     pub(crate) asked: bool,
 }

@@ -13,6 +13,7 @@ use std::time::Duration;
 use clap::ArgMatches;
 use nix::sys::signal::Signal;
 
+use crate::control::Place;
 use crate::exit::{Failure, usage};
 use crate::fleet::Restart;
 use crate::plan::{Choice, Given, Headroom, Rounding};
@@ -59,6 +60,7 @@ pub(crate) struct Settings {
     pub(crate) what_if: WhatIf,
     pub(crate) output: Output,
     pub(crate) workers: Workers,
+    pub(crate) operating: Operating,
     pub(crate) listen: Vec<Address>,
     pub(crate) share: Share,
     /// Everything that was chosen, as it was written.
@@ -145,6 +147,13 @@ pub(crate) enum Watchdog {
     Http(String),
 }
 
+/// How this instance is reached.
+#[derive(Debug)]
+pub(crate) struct Operating {
+    pub(crate) name: Option<String>,
+    pub(crate) control: Place,
+}
+
 const COUNT: &str = "a whole number from 1 to 10000";
 const READY: &str = "auto, spawn, notify, listen, http:/PATH or delay:DURATION";
 const WATCHDOG: &str = "off, a duration such as 10s, or http:/PATH";
@@ -181,6 +190,7 @@ impl Settings {
             what_if: WhatIf::read(&layers)?,
             output: Output::read(&layers)?,
             workers: Workers::read(&layers)?,
+            operating: Operating::read(&layers)?,
             listen: layers.addresses(defaults.listen)?,
             share: layers.choice_or(
                 "share",
@@ -345,6 +355,20 @@ impl Workers {
             ready_timeout: value(layers.given("ready-timeout", DURATION_FORMS, parse_duration)?)
                 .unwrap_or(Duration::from_secs(30)),
             watchdog: layers.given("watchdog", WATCHDOG, watchdog)?.and_then(|given| given.value),
+        })
+    }
+}
+
+impl Operating {
+    fn read(layers: &Layers<'_>) -> Result<Self, Failure> {
+        let control = layers.text("control")?.filter(|path| !path.is_empty());
+        Ok(Self {
+            name: layers.text("name")?.filter(|name| !name.is_empty()),
+            control: match control.as_deref() {
+                None => Place::Default,
+                Some("off") => Place::Off,
+                Some(path) => Place::Path(PathBuf::from(path)),
+            },
         })
     }
 }

@@ -4,7 +4,7 @@ use nix::sys::signal::Signal;
 
 use super::{Ready, Watchdog};
 use crate::plan::{Headroom, MOST_WORKERS};
-use crate::units::{parse_duration, parse_size};
+use crate::units::{parse_duration, parse_signal, parse_size};
 
 pub(super) fn whole(text: &str) -> Option<u32> {
     if !text.bytes().all(|b| b.is_ascii_digit()) {
@@ -34,12 +34,7 @@ pub(super) fn headroom(text: &str) -> Option<Headroom> {
 
 /// `TERM`, `sigterm`, `15`.
 pub(super) fn signal(text: &str) -> Option<Signal> {
-    let signal: Signal = if let Ok(number) = text.parse::<i32>() {
-        Signal::try_from(number).ok()?
-    } else {
-        let upper = text.to_ascii_uppercase();
-        format!("SIG{}", upper.strip_prefix("SIG").unwrap_or(&upper)).parse().ok()?
-    };
+    let signal = Signal::try_from(parse_signal(text)?).ok()?;
     // A worker can neither catch these nor end by STOP and CONT.
     (!matches!(signal, Signal::SIGSTOP | Signal::SIGCONT | Signal::SIGCHLD)).then_some(signal)
 }

@@ -6,6 +6,7 @@ mod architecture;
 #[path = "../beds/mod.rs"]
 mod beds;
 mod cli;
+mod control;
 mod docker;
 mod doctor;
 mod hosts;

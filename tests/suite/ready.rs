@@ -151,13 +151,13 @@ fn web(dir: &Path) -> String {
         "import http.server,pathlib
 class H(http.server.BaseHTTPRequestHandler):
     def do_GET(self):
-        status=int(pathlib.Path({:?}).read_text())
+        status=int(pathlib.Path('{}').read_text())
         self.send_response(status if self.path=='/healthz?a=b' else 404)
         self.end_headers()
         print('asked',status,flush=True)
     def log_message(self,*a): pass
 http.server.HTTPServer(('127.0.0.1',0),H).serve_forever()",
-        dir.join("status")
+        dir.join("status").display()
     )
 }
 

@@ -187,8 +187,8 @@ impl World {
         self.event(Event::Ended { worker: key, how, group });
     }
 
-    fn suffer(&mut self, fault: Fault) {
-        match fault {
+    fn suffer(&mut self, fault: &Fault) {
+        match *fault {
             Fault::Wait(ms) => {
                 self.now += Duration::from_millis(u64::from(ms));
                 self.event(Event::Tick);
@@ -260,7 +260,7 @@ fn policies() -> impl Strategy<Value = Policy> {
             let readiness = Readiness { alive, timeout: 10 * SECOND, lenient };
             let max_age = max_age.map(|age| age + 20 * SECOND);
             let watchdog = max_age.filter(|_| lenient);
-            Policy { seed, readiness, watchdog, max_age, parallel, ..policy(restart) }
+            Policy { readiness, watchdog, max_age, parallel, seed, ..policy(restart) }
         })
 }
 
@@ -277,7 +277,7 @@ proptest! {
         let mut world = World::new(policy, workers);
         for fault in history {
             if world.exited.is_some() { break; }
-            world.suffer(fault);
+            world.suffer(&fault);
         }
         if world.exited.is_none() {
             world.stop(urgent);
@@ -295,11 +295,11 @@ fn a_day_of_faults() {
     let policy = Policy { seed, max_restarts: u32::MAX, ..policy(Restart::Always) };
     let mut world = World::new(policy, 8);
     // One that has served before: else a bad start would end the run.
-    world.suffer(Fault::Wait(1500));
+    world.suffer(&Fault::Wait(1500));
     let day = Duration::from_hours(24);
     while world.now < day {
         let pick = random.usize(..);
-        world.suffer(match random.u32(..100) {
+        world.suffer(&match random.u32(..100) {
             0..60 => Fault::Wait(random.u16(..)),
             60..85 => Fault::End { pick, how: random.u8(..), group: random.bool() },
             85 => Fault::Refuse,
@@ -316,7 +316,7 @@ fn a_day_of_faults() {
     }
     // Left alone, everything heals.
     for _ in 0..200 {
-        world.suffer(Fault::Wait(u16::MAX));
+        world.suffer(&Fault::Wait(u16::MAX));
         let doomed: Vec<_> =
             world.processes.iter().filter(|(_, p)| p.told.is_some()).map(|(key, _)| *key).collect();
         for key in doomed {
