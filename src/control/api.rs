@@ -17,6 +17,8 @@ use super::{Ask, Backend, Reply, Scale, follow};
 
 /// No request is anywhere near this.
 const LONGEST_BODY: usize = 64 << 10;
+/// For the question of who is not admitted.
+const PATIENCE: Duration = Duration::from_secs(2);
 /// After an accept that failed for want of descriptors.
 const PAUSE: Duration = Duration::from_millis(200);
 
@@ -65,19 +67,31 @@ impl axum::serve::Listener for Admitted {
             if peer.is_ok_and(|uid| uid == 0 || uid == nix::unistd::geteuid().as_raw()) {
                 return (stream, ());
             }
-            let text = r#"{"error":"only the user of the launcher and root are admitted"}"#;
-            let answer = format!(
-                "HTTP/1.1 403 Forbidden\r\nContent-Type: application/json\r\nContent-Length: {}\r\nConnection: close\r\n\r\n{text}",
-                text.len()
-            );
-            // What a fresh socket does not take at once is not worth waiting for.
-            let _ = stream.try_write(answer.as_bytes());
+            tokio::spawn(tokio::time::timeout(PATIENCE, turn_away(stream)));
         }
     }
 
     fn local_addr(&self) -> std::io::Result<()> {
         Ok(())
     }
+}
+
+/// Says no. The question is read first, else the answer would be lost with what is unread.
+async fn turn_away(stream: UnixStream) {
+    let text = r#"{"error":"only the user of the launcher and root are admitted"}"#;
+    let answer = format!(
+        "HTTP/1.1 403 Forbidden\r\nContent-Type: application/json\r\nContent-Length: {}\r\nConnection: close\r\n\r\n{text}",
+        text.len()
+    );
+    let mut question = [0; 4096];
+    while stream.readable().await.is_ok() {
+        match stream.try_read(&mut question) {
+            // Readiness is a hint.
+            Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => {}
+            _ => break,
+        }
+    }
+    let _ = stream.try_write(answer.as_bytes());
 }
 
 fn refuse(status: u16, error: impl Into<String>) -> Response {

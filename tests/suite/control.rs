@@ -186,6 +186,7 @@ fn a_reload_that_fails_says_why_and_fails() {
     }
     fs::write(&bad, "").unwrap();
     let failed = fleet.ask(&["reload"]);
+    fleet.run.wait_log("the reload stops");
     assert_eq!(failed.status, 1);
     assert!(
         failed.stderr.contains("the new worker 1 ended with status 9 before it was ready"),
@@ -199,7 +200,8 @@ fn a_reload_that_fails_says_why_and_fails() {
     fleet.run.wait_log("reloading 2 workers");
     assert_eq!(fleet.run.stop(), 0);
     assert_eq!(reload.end(), 1);
-    assert!(reload.text(Source::Err).contains("broken off by a stop"));
+    let told = reload.text(Source::Err);
+    assert!(told.contains("broken off by a stop"), "{told}");
 }
 
 #[test]
@@ -354,12 +356,12 @@ fn other_users_are_refused() {
     assert_eq!(fleet.run.stop(), 0);
 }
 
-/// In a mount namespace of its own, whose /run is empty.
+/// In namespaces of its own, where /run is empty and nothing survives.
 fn alone(script: &str) -> Done {
     let dir = Path::new(env!("CARGO_BIN_EXE_throng-rs")).parent().unwrap();
-    let script = format!("mount -t tmpfs none /run && {script}");
+    let script = format!("mount -t tmpfs none /run || exit 8\n{script}");
     let mut command = Command::new("unshare");
-    command.args(["-m", "sh", "-c", &script]).env_clear();
+    command.args(["-mpf", "--mount-proc", "--kill-child", "sh", "-c", &script]).env_clear();
     done(command.env("PATH", format!("{}:/usr/local/bin:/usr/bin:/bin:/usr/sbin", dir.display())))
 }
 
