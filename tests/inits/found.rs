@@ -22,8 +22,8 @@ fn waiting(setting: &Setting) -> (Scene, Pid) {
 }
 
 pub(crate) fn environment(init: Init) -> String {
-    // `_` would be a shell's.
-    let mut scene = Setting::new(init).run(&["env"]);
+    // What there is to share out is no matter of this machine. No shell: it would add `_`.
+    let mut scene = Setting::new(init).ours(&["--memory", "1G", "--cpus", "2"]).run(&["env"]);
     let text = scene.text();
     let names: BTreeSet<&str> =
         text.lines().filter_map(|line| Some(line.split_once('=')?.0)).collect();
@@ -53,11 +53,23 @@ pub(crate) fn output(init: Init) -> String {
 }
 
 pub(crate) fn descriptors(init: Init) -> String {
+    let open = |pid: Pid| -> BTreeSet<String> {
+        let names = fs::read_dir(format!("/proc/{pid}/fd")).unwrap().flatten();
+        names.map(|entry| entry.file_name().into_string().unwrap()).collect()
+    };
+    // Whoever runs this may have left some open: they are there without an init too.
+    let without = {
+        let mut scene = Setting::new(init).below().alone(&["sh", "-c", "echo up; exec sleep 1000"]);
+        scene.wait("up");
+        open(scene.init())
+    };
     let (_scene, pid) = waiting(&Setting::new(init));
-    let names = fs::read_dir(format!("/proc/{pid}/fd")).unwrap().flatten();
-    let numbers: BTreeSet<i32> =
-        names.map(|entry| entry.file_name().to_str().unwrap().parse().unwrap()).collect();
-    numbers.iter().map(i32::to_string).collect::<Vec<_>>().join(", ")
+    let with = open(pid);
+    assert!(with.is_superset(&without));
+    match with.difference(&without).map(String::as_str).collect::<Vec<_>>().as_slice() {
+        [] => "as they were".to_owned(),
+        more => format!("adds {}", more.join(", ")),
+    }
 }
 
 /// Its group and session, seen from init's.

@@ -16,6 +16,7 @@ mod found;
 mod init;
 mod page;
 mod processes;
+mod reasons;
 mod rows;
 mod scene;
 mod signals;

@@ -39,10 +39,17 @@ pub(crate) fn render(lines: &[Line], versions: &str) -> String {
         }
     }
     page.push_str("\n## Where we differ from tini\n\n");
+    // One reason may be that of many; each stands where it is needed first.
+    let mut reasons: Vec<(&str, Vec<String>)> = Vec::new();
     for (number, line) in numbered() {
-        if let Some(because) = line.row.because {
-            let _ = writeln!(page, "- {number}, {}: {because}", line.row.what);
+        let Some(because) = line.row.because else { continue };
+        match reasons.iter_mut().find(|(known, _)| *known == because) {
+            Some((_, numbers)) => numbers.push(number.to_string()),
+            None => reasons.push((because, vec![number.to_string()])),
         }
+    }
+    for (because, numbers) in reasons {
+        let _ = writeln!(page, "- **{}**: {because}", numbers.join(", "));
     }
     page.push_str(include_str!("kept.md"));
     page.push_str("\n| | | `--workers 1` | `--workers 1 --restart never` |\n|---|---|---|---|\n");

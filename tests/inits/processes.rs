@@ -93,9 +93,9 @@ pub(crate) fn init_killed(init: Init) -> String {
     if dies { "is killed" } else { "lives on" }.to_owned()
 }
 
-fn after_parent(init: Init, flags: &[&'static str]) -> &'static str {
+fn after_parent(init: Init, flags: &[&'static str], before: &[&str]) -> &'static str {
     let own = own();
-    let before = [own.as_str(), PARENT];
+    let before = [&[own.as_str(), PARENT], before].concat();
     let setting = Setting::new(init).flags(flags).before(&before).below();
     let mut scene = setting.own(&[LISTEN, "it"]);
     let command = scene.up("it");
@@ -113,9 +113,17 @@ fn after_parent(init: Init, flags: &[&'static str]) -> &'static str {
 }
 
 pub(crate) fn parent_killed(init: Init) -> String {
-    let plain = after_parent(init, &[]);
-    if init == Init::Tini {
-        return format!("{plain}; with `-p TERM` {}", after_parent(init, &["-p", "TERM"]));
+    let plain = after_parent(init, &[], &[]);
+    let set = ["setpriv", "--pdeathsig", "TERM"];
+    match init {
+        Init::Tini => {
+            let flag = after_parent(init, &["-p", "SIGTERM"], &[]);
+            format!("{plain}; with `-p SIGTERM` {flag}")
+        }
+        Init::Throng | Init::Kept => {
+            let under = after_parent(init, &[], &set);
+            format!("{plain}; under `{}` {under}", set.join(" "))
+        }
+        Init::DumbInit => plain.to_owned(),
     }
-    plain.to_owned()
 }

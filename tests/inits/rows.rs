@@ -1,7 +1,7 @@
 //! The scenarios, in the order of the page.
 
 use super::init::Init;
-use super::{found, processes, signals, status, terminal};
+use super::{found, processes, reasons, signals, status, terminal};
 
 pub(crate) const SECTIONS: [&str; 6] = [STATUS, STOP, SIGNALS, PROCESSES, FOUND, TERMINAL];
 
@@ -25,7 +25,7 @@ pub(crate) struct Row {
 pub(crate) fn all() -> Vec<Row> {
     let mut rows = Vec::new();
     let mut add = |section, what: &str, act: fn(Init) -> String| {
-        let because = reason(what);
+        let because = reasons::of(what);
         rows.push(Row { section, what: what.to_owned(), act: Box::new(act), because });
     };
     add(STATUS, "with 0, 3, 255", status::codes);
@@ -45,12 +45,12 @@ pub(crate) fn all() -> Vec<Row> {
         status::nested,
     );
     for (name, number) in signals::ALL {
-        let because = reason(name);
+        let because = reasons::of(name);
         let act = Box::new(move |init| signals::signal(init, number));
         rows.push(Row { section: SIGNALS, what: name.to_owned(), act, because });
     }
     let mut add = |section, what: &str, act: fn(Init) -> String| {
-        let because = reason(what);
+        let because = reasons::of(what);
         rows.push(Row { section, what: what.to_owned(), act: Box::new(act), because });
     };
     add(SIGNALS, "USR1; the command has a child in its group: who gets it", signals::group);
@@ -93,9 +93,4 @@ pub(crate) fn all() -> Vec<Row> {
     add(TERMINAL, "an interactive bash", terminal::shell);
     add(TERMINAL, "the terminal goes away; the command dies of HUP", terminal::hangup);
     rows
-}
-
-/// Why a scenario goes another way than under tini.
-fn reason(_what: &str) -> Option<&'static str> {
-    None
 }

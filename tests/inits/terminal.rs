@@ -67,13 +67,18 @@ pub(crate) fn suspend(init: Init) -> String {
     }
 }
 
+/// An interactive shell; what is typed before it asks for it may get lost.
+const SHELL: [&str; 5] = ["env", "PS1=next> ", "bash", "--norc", "-i"];
+const PROMPT: &str = "next> ";
+
 pub(crate) fn suspend_from_a_shell(init: Init) -> String {
     // The shell is no init here: it starts one.
     let words = init.words(&[]).join(" ");
-    let line = format!("{words} sh -c 'echo ready; read line; echo got $line; exit 5'\n");
-    let mut scene = Setting::new(init).below().terminal().alone(&["bash", "--norc", "-i"]);
+    let line = format!("{words} sh -c 'echo up$((1+1)); read line; echo got $line; exit 5'\n");
+    let mut scene = Setting::new(init).below().terminal().alone(&SHELL);
+    scene.wait(PROMPT);
     scene.press(&line);
-    scene.wait("ready\r\n");
+    scene.wait("up2");
     scene.press("\x1a");
     match scene.next(&["Stopped"], WATCH) {
         Next::Text(_) => {}
@@ -83,9 +88,11 @@ pub(crate) fn suspend_from_a_shell(init: Init) -> String {
             return if goes_on { "the key does nothing" } else { "the terminal hangs" }.to_owned();
         }
     }
+    scene.wait(PROMPT);
     scene.press("fg\n");
     scene.press("on\n");
     scene.wait("got on");
+    scene.wait(PROMPT);
     scene.press("exit $?\n");
     match scene.end() {
         5 => "stopped, and `fg` goes on".to_owned(),
@@ -94,26 +101,30 @@ pub(crate) fn suspend_from_a_shell(init: Init) -> String {
 }
 
 pub(crate) fn shell(init: Init) -> String {
-    let mut scene = Setting::new(init).terminal().run(&["bash", "--norc", "-i"]);
-    scene.press("echo on a $((40+2)) terminal\n");
-    if scene.next(&["no job control"], WATCH / 4) != Next::Nothing {
+    let mut scene = Setting::new(init).terminal().run(&SHELL);
+    if scene.next(&["no job control", PROMPT], WATCH) != Next::Text(1) {
         return "no job control".to_owned();
     }
+    scene.press("test -t 0 && echo on a $((40+2)) terminal\n");
     scene.wait("on a 42 terminal");
+    scene.wait(PROMPT);
     let job = "sh -c 'echo up$((1+1)); read line; echo got $line'\n";
     scene.press(job);
     scene.wait("up2");
     scene.press("\x03");
-    scene.wait("^C");
+    scene.wait(PROMPT);
     scene.press("echo st$?\n");
     scene.wait("st130");
+    scene.wait(PROMPT);
     scene.press(job);
     scene.wait("up2");
     scene.press("\x1a");
     scene.wait("Stopped");
+    scene.wait(PROMPT);
     scene.press("fg\n");
     scene.press("on\n");
     scene.wait("got on");
+    scene.wait(PROMPT);
     scene.press("exit 7\n");
     format!("job control works, ends with {}", scene.end())
 }
