@@ -7,7 +7,8 @@ use nix::sys::resource::{Resource, getrlimit};
 use nix::unistd::Pid;
 
 use super::init::Init;
-use super::scene::{MARKER, Scene, Setting, WATCH, name, stat, within};
+use super::scene::{MARKER, Scene, WATCH, name, stat, within};
+use super::setting::Setting;
 use super::stage::PDEATHSIG;
 
 /// A command that only waits, and its pid.
@@ -88,7 +89,7 @@ fn place(setting: &Setting) -> String {
 
 pub(crate) fn group(init: Init) -> String {
     let plain = place(&Setting::new(init));
-    if init == Init::DumbInit {
+    if init == Init::Dumb {
         return format!("{plain}; with `-c` {}", place(&Setting::new(init).flags(&["-c"])));
     }
     plain

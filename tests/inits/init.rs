@@ -10,20 +10,20 @@ pub(crate) enum Init {
     /// One worker, and nothing else said.
     Kept,
     Tini,
-    DumbInit,
+    Dumb,
 }
 
 pub(crate) const THRONG: &str = env!("CARGO_BIN_EXE_throng-rs");
 
 impl Init {
     /// Those of the table, ours first.
-    pub(crate) const COMPARED: [Self; 3] = [Self::Throng, Self::Tini, Self::DumbInit];
+    pub(crate) const COMPARED: [Self; 3] = [Self::Throng, Self::Tini, Self::Dumb];
 
     pub(crate) fn name(self) -> &'static str {
         match self {
             Self::Throng | Self::Kept => "throng-rs",
             Self::Tini => "tini",
-            Self::DumbInit => "dumb-init",
+            Self::Dumb => "dumb-init",
         }
     }
 
@@ -37,7 +37,7 @@ impl Init {
             Self::Throng => &[THRONG, "-q", "--workers", "1", "--restart", "never"],
             Self::Kept => &[THRONG, "-q", "--workers", "1"],
             Self::Tini => &["tini"],
-            Self::DumbInit => &["dumb-init"],
+            Self::Dumb => &["dumb-init"],
         };
         own.iter().chain(flags).chain(&["--"]).map(|word| (*word).to_owned()).collect()
     }

@@ -19,6 +19,7 @@ mod processes;
 mod reasons;
 mod rows;
 mod scene;
+mod setting;
 mod signals;
 mod stage;
 mod status;
@@ -70,7 +71,9 @@ fn main() -> ExitCode {
     // The reasons are about the versions that the page names.
     if !unexplained.is_empty() {
         eprintln!("a difference from tini without a reason, or a reason without a difference:");
-        unexplained.iter().for_each(|line| eprintln!("  {line}"));
+        for line in unexplained {
+            eprintln!("  {line}");
+        }
         return ExitCode::FAILURE;
     }
     ExitCode::SUCCESS

@@ -4,7 +4,8 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::{Pid, getpid};
 
 use super::init::Init;
-use super::scene::{MARKER, Scene, Setting, WATCH, children, lives, own, send, stat, within};
+use super::scene::{MARKER, Scene, WATCH, children, lives, send, stat, within};
+use super::setting::{Setting, own};
 use super::stage::{LEAVE, LISTEN, PARENT};
 
 /// Fifty orphans that end, half of them in sessions of their own.
@@ -124,6 +125,6 @@ pub(crate) fn parent_killed(init: Init) -> String {
             let under = after_parent(init, &[], &set);
             format!("{plain}; under `{}` {under}", set.join(" "))
         }
-        Init::DumbInit => plain.to_owned(),
+        Init::Dumb => plain.to_owned(),
     }
 }

@@ -1,10 +1,8 @@
-//! One run of an init: as PID 1 of a PID namespace or as a child of ours, with a terminal or without.
+//! One run of an init, watched from outside.
 
-use std::env;
 use std::fs::{self, File};
 use std::io::{Read, Write};
 use std::os::fd::{AsFd, OwnedFd};
-use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -12,16 +10,13 @@ use std::sync::mpsc::{self, Receiver, RecvTimeoutError};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-use nix::fcntl::{FcntlArg, FdFlag, fcntl};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use nix::pty::openpty;
 use nix::sys::signal::{Signal, kill};
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
-use nix::unistd::{Pid, geteuid, getpid, ttyname};
+use nix::unistd::{Pid, getpid, ttyname};
 use procfs::process::{Process, Stat};
 
-use super::init::Init;
-use super::stage::{LISTEN, STAGE};
+use super::setting::{Pty, Setting};
 
 /// Far beyond what anything here takes: reached only where something hangs.
 const LIMIT: Duration = Duration::from_secs(30);
@@ -30,136 +25,7 @@ pub(crate) const WATCH: Duration = Duration::from_secs(2);
 /// A signal that everybody passes on and nobody acts on. Of two that wait, the higher one is read last: when this one has come
 /// through, what was sent before has.
 pub(crate) const MARKER: i32 = 64;
-/// A command that comes up meanwhile must not die of it: until it listens it ignores it. What is blocked, as in an init, waits
-/// whether it is ignored or not.
-const MARKER_IS_HARMLESS: &str = "--ignore-signal=64";
 const GLANCE: Duration = Duration::from_millis(5);
-
-/// How an init is started.
-pub(crate) struct Setting {
-    pub(crate) init: Init,
-    pub(crate) flags: Vec<&'static str>,
-    pub(crate) pid_1: bool,
-    pub(crate) terminal: bool,
-    /// Words before those of the init.
-    pub(crate) before: Vec<String>,
-    pub(crate) input: Option<&'static str>,
-}
-
-impl Setting {
-    pub(crate) fn new(init: Init) -> Self {
-        let (flags, before) = (Vec::new(), Vec::new());
-        Self { init, flags, pid_1: true, terminal: false, before, input: None }
-    }
-
-    pub(crate) fn flags(mut self, flags: &[&'static str]) -> Self {
-        self.flags = flags.to_vec();
-        self
-    }
-
-    /// Flags that only we have.
-    pub(crate) fn ours(self, flags: &[&'static str]) -> Self {
-        if self.init.is_ours() { self.flags(flags) } else { self }
-    }
-
-    pub(crate) fn below(mut self) -> Self {
-        self.pid_1 = false;
-        self
-    }
-
-    pub(crate) fn terminal(mut self) -> Self {
-        self.terminal = true;
-        self
-    }
-
-    pub(crate) fn before(mut self, words: &[&str]) -> Self {
-        self.before = words.iter().map(|word| (*word).to_owned()).collect();
-        self
-    }
-
-    pub(crate) fn input(mut self, text: &'static str) -> Self {
-        self.input = Some(text);
-        self
-    }
-
-    /// Starts the init with a shell line.
-    pub(crate) fn sh(&self, line: &str) -> Scene {
-        self.run(&["sh", "-c", line])
-    }
-
-    /// Starts the init with this program as the command.
-    pub(crate) fn own(&self, args: &[&str]) -> Scene {
-        let own = own();
-        self.run(&[&[own.as_str()], args].concat())
-    }
-
-    /// Starts the init with a listener and waits until it listens.
-    pub(crate) fn listener(&self, behaviour: &str) -> (Scene, Pid) {
-        let mut scene = self.own(&[LISTEN, "it", behaviour]);
-        let pid = scene.up("it");
-        (scene, pid)
-    }
-
-    /// Starts the init with a command.
-    pub(crate) fn run(&self, command: &[&str]) -> Scene {
-        let words = self.init.words(&self.flags);
-        let words: Vec<&str> = words.iter().map(String::as_str).collect();
-        self.alone(&[&words, command].concat())
-    }
-
-    /// Starts a command where the init would be.
-    pub(crate) fn alone(&self, command: &[&str]) -> Scene {
-        let mut words: Vec<String> = Vec::new();
-        let mut add = |more: &[&str]| words.extend(more.iter().map(|word| (*word).to_owned()));
-        if self.pid_1 {
-            add(&["unshare", "-pf", "--mount-proc", "--kill-child"]);
-            if !geteuid().is_root() {
-                add(&["--map-root-user"]);
-            }
-            add(&["--"]);
-        }
-        let pty = self.terminal.then(Pty::open);
-        let name = pty.as_ref().map_or(PathBuf::from("-"), |pty| ttyname(&pty.theirs).unwrap());
-        // Whoever runs this in the background ignores INT.
-        add(&[
-            &own(),
-            STAGE,
-            name.to_str().unwrap(),
-            "env",
-            "--default-signal",
-            MARKER_IS_HARMLESS,
-        ]);
-        words.extend(self.before.iter().cloned());
-        words.extend(command.iter().map(|word| (*word).to_owned()));
-        let mut command = Command::new(&words[0]);
-        command.args(&words[1..]).env_clear().env("PATH", "/usr/local/bin:/usr/bin:/bin");
-        command.stdin(if self.input.is_some() { Stdio::piped() } else { Stdio::null() });
-        command.stdout(Stdio::piped()).stderr(Stdio::null());
-        let child = command.spawn().unwrap();
-        Scene::new(child, pty, self)
-    }
-}
-
-/// This program's own path.
-pub(crate) fn own() -> String {
-    env::current_exe().unwrap().into_os_string().into_string().unwrap()
-}
-
-/// A terminal, whose other side stays open here too: without anybody on it there would be an end to read.
-struct Pty {
-    ours: File,
-    theirs: OwnedFd,
-}
-
-impl Pty {
-    fn open() -> Self {
-        let pty = openpty(None, None).unwrap();
-        for fd in [&pty.master, &pty.slave] {
-            fcntl(fd, FcntlArg::F_SETFD(FdFlag::FD_CLOEXEC)).unwrap();
-        }
-        Self { ours: File::from(pty.master), theirs: pty.slave }
-    }
-}
 
 /// What comes first.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -186,7 +52,7 @@ pub(crate) struct Scene {
 }
 
 impl Scene {
-    fn new(mut child: Child, terminal: Option<Pty>, setting: &Setting) -> Self {
+    pub(super) fn new(mut child: Child, terminal: Option<Pty>, setting: &Setting) -> Self {
         if let (Some(text), Some(mut stdin)) = (setting.input, child.stdin.take()) {
             stdin.write_all(text.as_bytes()).unwrap();
         }

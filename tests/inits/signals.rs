@@ -6,7 +6,8 @@ use nix::sys::signal::Signal;
 use nix::unistd::Pid;
 
 use super::init::Init;
-use super::scene::{MARKER, Next, Scene, Setting, WATCH, children, name, send, stat, within};
+use super::scene::{MARKER, Next, Scene, WATCH, children, name, send, stat, within};
+use super::setting::Setting;
 use super::stage::FAMILY;
 
 const LIMIT: Duration = Duration::from_secs(30);
@@ -143,7 +144,7 @@ pub(crate) fn group(init: Init) -> String {
     let plain = reached(init, &[]);
     match init {
         Init::Tini => format!("{plain}; with `-g` {}", reached(init, &["-g"])),
-        Init::DumbInit => format!("{plain}; with `-c` {}", reached(init, &["-c"])),
+        Init::Dumb => format!("{plain}; with `-c` {}", reached(init, &["-c"])),
         Init::Throng | Init::Kept => plain,
     }
 }

@@ -7,7 +7,7 @@ use std::env;
 use std::ffi::OsString;
 use std::fs::OpenOptions;
 use std::os::unix::process::CommandExt;
-use std::process::{Child, Command, ExitCode, Stdio};
+use std::process::{Command, ExitCode, Stdio};
 
 use nix::sys::prctl::get_pdeathsig;
 use nix::sys::signal::{SigSet, SigmaskHow, Signal, kill, sigprocmask};
@@ -38,7 +38,7 @@ pub(crate) fn act(args: &[OsString]) -> Option<ExitCode> {
         LISTEN => listen(rest),
         LEAVE => leave(rest),
         PARENT => {
-            begin(rest).wait().unwrap();
+            Command::new(&rest[0]).args(&rest[1..]).status().unwrap();
             0
         }
         PDEATHSIG => {
@@ -51,8 +51,9 @@ pub(crate) fn act(args: &[OsString]) -> Option<ExitCode> {
     Some(ExitCode::from(status))
 }
 
-fn begin(words: &[OsString]) -> Child {
-    Command::new(&words[0]).args(&words[1..]).spawn().unwrap()
+#[expect(clippy::zombie_processes, reason = "who reaps it is what is watched")]
+fn begin(words: &[OsString]) {
+    Command::new(&words[0]).args(&words[1..]).spawn().unwrap();
 }
 
 fn stage(args: &[OsString]) -> u8 {

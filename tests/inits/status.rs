@@ -4,7 +4,8 @@ use nix::sys::signal::Signal::{SIGINT, SIGSTOP, SIGTERM};
 use nix::sys::signal::kill;
 
 use super::init::Init;
-use super::scene::{MARKER, Next, Setting, WATCH, own, send, stat, within};
+use super::scene::{MARKER, Next, WATCH, send, stat, within};
+use super::setting::{Setting, own};
 use super::stage::LISTEN;
 
 pub(crate) fn codes(init: Init) -> String {
@@ -63,15 +64,13 @@ pub(crate) fn ignored(init: Init) -> String {
     let (mut scene, command) = Setting::new(init).ours(&["--grace", "1s"]).listener("");
     scene.signal(SIGTERM);
     scene.wait("got it 15");
-    match scene.end_within(2 * WATCH) {
-        Some(status) => format!("KILL at the end of the grace, {status}"),
-        None => {
-            // Both are still there and go about their work.
-            send(command, MARKER);
-            scene.until_marker("it");
-            "waits for ever".to_owned()
-        }
+    if let Some(status) = scene.end_within(2 * WATCH) {
+        return format!("KILL at the end of the grace, {status}");
     }
+    // Both are still there and go about their work.
+    send(command, MARKER);
+    scene.until_marker("it");
+    "waits for ever".to_owned()
 }
 
 pub(crate) fn twice(init: Init) -> String {

@@ -1,7 +1,8 @@
 //! Who has the terminal, and what its keys do.
 
 use super::init::Init;
-use super::scene::{MARKER, Next, Scene, Setting, WATCH, name, send, stat};
+use super::scene::{MARKER, Next, Scene, WATCH, name, send, stat};
+use super::setting::Setting;
 
 pub(crate) fn has(init: Init) -> String {
     let line = "test -t 0 && test -t 1 && test -t 2 && echo three; : </dev/tty && echo controlling";
@@ -80,13 +81,10 @@ pub(crate) fn suspend_from_a_shell(init: Init) -> String {
     scene.press(&line);
     scene.wait("up2");
     scene.press("\x1a");
-    match scene.next(&["Stopped"], WATCH) {
-        Next::Text(_) => {}
-        _ => {
-            scene.press("on\n");
-            let goes_on = scene.next(&["got on"], WATCH) != Next::Nothing;
-            return if goes_on { "the key does nothing" } else { "the terminal hangs" }.to_owned();
-        }
+    if scene.next(&["Stopped"], WATCH) != Next::Text(0) {
+        scene.press("on\n");
+        let goes_on = scene.next(&["got on"], WATCH) == Next::Text(0);
+        return if goes_on { "the key does nothing" } else { "the terminal hangs" }.to_owned();
     }
     scene.wait(PROMPT);
     scene.press("fg\n");
