@@ -1,7 +1,9 @@
 //! Who has the terminal, and what its keys do.
 
+use nix::unistd::Pid;
+
 use super::init::Init;
-use super::scene::{MARKER, Next, Scene, WATCH, name, send, stat};
+use super::scene::{MARKER, Next, Scene, WATCH, name, send, stat, within};
 use super::setting::Setting;
 
 pub(crate) fn has(init: Init) -> String {
@@ -75,11 +77,12 @@ const PROMPT: &str = "next> ";
 pub(crate) fn suspend_from_a_shell(init: Init) -> String {
     // The shell is no init here: it starts one.
     let words = init.words(&[]).join(" ");
-    let line = format!("{words} sh -c 'echo up$((1+1)); read line; echo got $line; exit 5'\n");
+    let line = format!("{words} sh -c 'echo up$((1+1)) $$; read line; echo got $line; exit 5'\n");
     let mut scene = Setting::new(init).below().terminal().alone(&SHELL);
     scene.wait(PROMPT);
     scene.press(&line);
-    scene.wait("up2");
+    scene.wait("up2 ");
+    let command = Pid::from_raw(scene.line().parse().unwrap());
     scene.press("\x1a");
     if scene.next(&["Stopped"], WATCH) != Next::Text(0) {
         scene.press("on\n");
@@ -87,6 +90,8 @@ pub(crate) fn suspend_from_a_shell(init: Init) -> String {
         return if goes_on { "the key does nothing" } else { "the terminal hangs" }.to_owned();
     }
     scene.wait(PROMPT);
+    // dumb-init tells its command to stop and does not wait for it: until it has, it would read along.
+    assert!(within(5 * WATCH, || stat(command).is_some_and(|stat| stat.state == 'T')));
     scene.press("fg\n");
     scene.press("on\n");
     scene.wait("got on");
