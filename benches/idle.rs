@@ -120,7 +120,7 @@ impl Idle {
         Ok(Self { launcher, own })
     }
 
-    /// So often has a thread of theirs gone to sleep, or lost the CPU, until now.
+    /// So often has a thread of theirs gone to sleep until now; each sleep ends with a wake-up.
     fn wake_ups(&self) -> anyhow::Result<u64> {
         let mut sum = 0;
         for pid in &self.own {
