@@ -1,4 +1,4 @@
-//! A thousand starts and stops in a row leave nothing: no orphan, no zombie, no descriptor.
+//! A thousand starts and stops leave nothing, in a row and all at once: no orphan, no zombie, no descriptor.
 //!
 //! ```sh
 //! cargo bench --bench churn            # 1,000 of each
@@ -8,13 +8,14 @@
 //! First as many launchers, one after the other, each with a small fleet that makes it hard: an orphan
 //! in a session of its own and a child that outlives its parent in the same group. This process is a
 //! subreaper, so whatever a launcher left would be our child. Then as many workers of one launcher
-//! come and go by TTIN and TTOU, and it has what it had before. Ends with 1 where something is left.
+//! come and go by TTIN and TTOU, and it has what it had before. Then as many workers of one launcher start together and stop together,
+//! beside a bare `posix_spawn` loop in C. Ends with 1 where something is left.
 
 mod common;
 
 use std::io::{BufRead, BufReader, Lines};
 use std::path::Path;
-use std::process::{Child, ChildStderr, Stdio};
+use std::process::{Child, ChildStderr, Command, Stdio};
 use std::time::Instant;
 
 use anyhow::{Context, ensure};
@@ -43,7 +44,38 @@ fn main() -> anyhow::Result<()> {
     let worker = nest.build("worker", &["-static"])?;
     launchers(&nest, &worker, rounds)?;
     workers(&nest, &worker, rounds)?;
-    nobody_left()
+    nobody_left()?;
+    let bare = nest.build("bare", &[])?;
+    let mut command = nest.command(LAUNCHER);
+    command.arg(format!("--workers={rounds}")).arg("--").args([&worker, nest.fifo()]);
+    together(&nest, "one launcher", command, rounds)?;
+    let mut command = nest.command(bare);
+    command.arg(rounds.to_string()).args([&worker, nest.fifo()]);
+    together(&nest, "a bare posix_spawn loop", command, rounds)
+}
+
+/// So many at once.
+fn together(nest: &Nest, whose: &str, mut command: Command, count: usize) -> anyhow::Result<()> {
+    let start = Instant::now();
+    let child = command.spawn()?;
+    let up = nest.arrivals(count)?;
+    let started = start.elapsed();
+    let start = Instant::now();
+    send(&child, Signal::SIGTERM)?;
+    let status = end(child)?;
+    let stopped = start.elapsed();
+    ensure!(status.success(), "{whose} ended with {status}");
+    nobody_left()?;
+    ensure!(up.len() == count, "{} workers came up instead of {count}", up.len());
+    for pid in up {
+        ensure!(kill(pid, None) == Err(Errno::ESRCH), "pid {pid} is still there");
+    }
+    println!(
+        "{count} workers of {whose} together: up in {:.2} s, stopped in {:.2} s: status 0, no process left",
+        started.as_secs_f64(),
+        stopped.as_secs_f64()
+    );
+    Ok(())
 }
 
 /// Launchers that come and go.

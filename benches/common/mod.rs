@@ -1,5 +1,9 @@
-//! What both benchmarks need: a place for temporary files that takes every process with it, small C
-//! programs built on the spot, and the FIFO in which workers tell that they are up.
+//! What the benchmarks need: a place for temporary files that takes every process with it, small C
+//! programs built on the spot, the FIFO in which workers tell that they are up, and the table.
+
+#![allow(dead_code, reason = "each benchmark is a program of its own and needs its part of this")]
+
+pub(crate) mod table;
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{ErrorKind, Read};
@@ -18,6 +22,7 @@ use nix::sys::prctl::set_child_subreaper;
 use nix::sys::signal::{Signal, kill};
 use nix::sys::stat::Mode;
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
+use nix::time::{ClockId, clock_gettime};
 use nix::unistd::{Pid, mkfifo};
 use tempfile::TempDir;
 
@@ -83,31 +88,54 @@ impl Nest {
     /// Waits until at least `count` processes have told that they are up since the last call, and
     /// returns the pids of all that have.
     pub(crate) fn arrivals(&self, count: usize) -> anyhow::Result<Vec<Pid>> {
+        let records = self.records::<4>(count)?;
+        Ok(records.into_iter().map(|pid| Pid::from_raw(i32::from_ne_bytes(pid))).collect())
+    }
+
+    /// The same of workers that tell when they came up too, on the clock of [`now`].
+    pub(crate) fn stamps(&self, count: usize) -> anyhow::Result<Vec<(Pid, Duration)>> {
+        let records = self.records::<16>(count)?;
+        let number = |bytes: &[u8]| bytes.try_into().map(i64::from_ne_bytes);
+        let stamp = |record: [u8; 16]| -> anyhow::Result<_> {
+            let (pid, time) = record.split_at(8);
+            let pid = Pid::from_raw(i32::try_from(number(pid)?)?);
+            Ok((pid, Duration::from_nanos(u64::try_from(number(time)?)?)))
+        };
+        records.into_iter().map(stamp).collect()
+    }
+
+    /// Reads at least `count` records of so many bytes.
+    fn records<const SIZE: usize>(&self, count: usize) -> anyhow::Result<Vec<[u8; SIZE]>> {
         let deadline = Instant::now() + PATIENCE;
-        let mut pids = Vec::with_capacity(count);
+        let mut records = Vec::with_capacity(count);
         loop {
-            while let Some(pid) = self.arrived()? {
-                pids.push(pid);
+            while let Some(record) = self.record()? {
+                records.push(record);
             }
-            if pids.len() >= count {
-                return Ok(pids);
+            if records.len() >= count {
+                return Ok(records);
             }
             let left = deadline.saturating_duration_since(Instant::now());
             let mut polled = [PollFd::new(self.arrivals.as_fd(), PollFlags::POLLIN)];
             let ready = poll(&mut polled, PollTimeout::try_from(left)?)?;
-            ensure!(ready > 0, "{} of {count} workers came up in {PATIENCE:?}", pids.len());
+            ensure!(ready > 0, "{} of {count} workers came up in {PATIENCE:?}", records.len());
         }
     }
 
-    fn arrived(&self) -> anyhow::Result<Option<Pid>> {
-        // Writes of four bytes are never torn.
-        let mut pid = [0; 4];
-        match (&self.arrivals).read_exact(&mut pid) {
-            Ok(()) => Ok(Some(Pid::from_raw(i32::from_ne_bytes(pid)))),
+    fn record<const SIZE: usize>(&self) -> anyhow::Result<Option<[u8; SIZE]>> {
+        // Writes of a few bytes are never torn.
+        let mut record = [0; SIZE];
+        match (&self.arrivals).read_exact(&mut record) {
+            Ok(()) => Ok(Some(record)),
             Err(error) if error.kind() == ErrorKind::WouldBlock => Ok(None),
             Err(error) => Err(error).context("cannot read a FIFO"),
         }
     }
+}
+
+/// The time of `CLOCK_MONOTONIC`, which other processes can read too.
+pub(crate) fn now() -> anyhow::Result<Duration> {
+    Ok(clock_gettime(ClockId::CLOCK_MONOTONIC)?.into())
 }
 
 impl Drop for Nest {
