@@ -4,6 +4,7 @@
 
 mod diagnose;
 mod environment;
+mod guard;
 mod obey;
 mod orphans;
 mod output;
@@ -44,6 +45,7 @@ pub(crate) use user::User;
 use crate::fleet::{Action, Event, Fleet, Note, Policy, Time, WorkerKey};
 use crate::log;
 use crate::sockets::Listener;
+use guard::Guard;
 use output::{Stream, Tail};
 use signals::Signals;
 use sink::{Sink, StreamId, same_file};
@@ -76,8 +78,13 @@ pub(crate) enum Prefix {
 }
 
 /// Runs the fleet to its end and returns the exit status.
-pub(crate) fn run(config: Config) -> anyhow::Result<u8> {
+pub(crate) fn run(mut config: Config) -> anyhow::Result<u8> {
     keep_zombies().context("cannot reset SIGCHLD")?;
+    let strangers = orphans::children();
+    let name = guard::name();
+    config.env.set("NOTIFY_SOCKET", &name);
+    // As early as can be: it is a copy of us as we are.
+    let guard = Guard::start(format!("NOTIFY_SOCKET={name}").into_bytes(), !config.terminal);
     let settled = Arc::new(AtomicBool::new(false));
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
@@ -92,8 +99,8 @@ pub(crate) fn run(config: Config) -> anyhow::Result<u8> {
         })
         .build();
     let runtime = runtime.context("cannot start the event loop")?;
-    let status =
-        LocalSet::new().block_on(&runtime, async { Engine::new(config, settled)?.run().await });
+    let status = LocalSet::new()
+        .block_on(&runtime, async { Engine::new(config, settled, strangers, guard)?.run().await });
     log::release();
     status
 }
@@ -133,6 +140,7 @@ struct Engine {
     settled: Arc<AtomicBool>,
     /// Children that were here before us: `sh -c 'helper & exec throng-rs …'`.
     strangers: Vec<Pid>,
+    guard: Guard,
     exit: Option<u8>,
 }
 
@@ -142,7 +150,12 @@ const GROUP_CHECK: Duration = Duration::from_millis(100);
 const OWN_LINES: StreamId = StreamId(0);
 
 impl Engine {
-    fn new(mut config: Config, settled: Arc<AtomicBool>) -> anyhow::Result<Self> {
+    fn new(
+        mut config: Config,
+        settled: Arc<AtomicBool>,
+        strangers: Vec<Pid>,
+        guard: Guard,
+    ) -> anyhow::Result<Self> {
         let hup_ignored = signals::was_ignored(Signal::SIGHUP);
         let signals = Signals::block().context("cannot collect signals")?;
         // Orphans of a worker come to us and not to PID 1.
@@ -181,7 +194,8 @@ impl Engine {
             terminal_given: Cell::new(None),
             quick_failures: BTreeMap::new(),
             settled,
-            strangers: orphans::children(),
+            strangers,
+            guard,
             exit: None,
         })
     }
@@ -213,6 +227,7 @@ impl Engine {
                 received = signals.next() => self.signal(received.context("cannot read signals")?),
                 () = until(deadline) => self.tell(Event::Tick),
                 () = until(groups) => self.check_groups(),
+                () = until(self.guard.due().map(Into::into)) => self.guard.renew(),
             }
         }
     }

@@ -29,7 +29,7 @@ impl Engine {
                     ended.push((*key, how));
                 }
                 (Some(_), Change::Stopped) => self.stopped_by_terminal(),
-                (None, _) => {}
+                (None, change) => self.guard.heard(pid, change),
             }
         }
         for (worker, how) in ended {
@@ -37,8 +37,8 @@ impl Engine {
             let port = self.wanted_port(worker, how);
             let group = self.running.get(&worker).is_some_and(|running| group_lives(running.pid));
             self.tell(Event::Ended { worker, how, group });
-            if !group {
-                self.running.remove(&worker);
+            if !group && let Some(running) = self.running.remove(&worker) {
+                self.guard.gone(running.pid);
             }
             if let Some(port) = port {
                 self.port_taken(&port, how);
@@ -55,7 +55,9 @@ impl Engine {
             self.running.iter().filter(|(_, running)| left(running)).map(|(key, _)| *key).collect();
         for worker in gone {
             self.tell(Event::GroupGone { worker });
-            self.running.remove(&worker);
+            if let Some(running) = self.running.remove(&worker) {
+                self.guard.gone(running.pid);
+            }
         }
     }
 
@@ -93,8 +95,10 @@ impl Engine {
     pub(super) async fn finish(&mut self) {
         self.take_terminal();
         if !self.config.terminal {
+            self.strangers.extend(self.guard.pid());
             orphans::end(&self.signals, &self.strangers).await;
         }
+        self.guard.end();
         let drained = async {
             for stream in &self.streams {
                 stream.flush().await;
