@@ -10,6 +10,7 @@
 mod watch;
 
 use std::collections::BTreeSet;
+use std::hash::{BuildHasher, Hasher, RandomState};
 use std::os::fd::OwnedFd;
 use std::time::{Duration, Instant};
 
@@ -52,7 +53,9 @@ struct Process {
 
 /// What is put into every worker's `NOTIFY_SOCKET`, and is no other run's.
 pub(super) fn name() -> String {
-    format!("@throng-rs/{}-{:016x}", getpid(), fastrand::u64(..))
+    // The keys of a map are what std has of the kernel's random numbers.
+    let random = RandomState::new().build_hasher().finish();
+    format!("@throng-rs/{}-{random:016x}", getpid())
 }
 
 impl Guard {
