@@ -307,6 +307,8 @@ pub(crate) fn fork_apart(work: impl FnOnce()) -> nix::Result<Pid> {
 /// Where memory of this process lies: addresses, zero where they are not known.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Extent {
+    /// Where our code ends, before which lie our constants and nothing else of the program.
+    pub(crate) code_end: usize,
     pub(crate) heap: usize,
     /// The words of the command line, right behind which the environment lies.
     pub(crate) words: usize,
@@ -335,7 +337,7 @@ pub(crate) fn shed(keep: &OwnedFd, name: &CStr, extent: Extent) -> BorrowedFd<'s
                 libc::close(fd);
             }
         }
-        let Extent { heap, words, words_end, env_end } = extent;
+        let Extent { heap, words, words_end, env_end, .. } = extent;
         if words < words_end && words_end <= env_end {
             let room: *mut u8 = std::ptr::with_exposed_provenance_mut(words);
             std::ptr::write_bytes(room, 0, env_end - words);
@@ -366,6 +368,28 @@ pub(crate) fn shed(keep: &OwnedFd, name: &CStr, extent: Extent) -> BorrowedFd<'s
         );
         BorrowedFd::borrow_raw(0)
     }
+}
+
+/// Reads, and gives the pages of our own code back before that: they count as ours alone while we wait.
+/// Both calls go through one function of the C library, because each place of the code that is used
+/// brings all the pages around it back.
+pub(crate) fn read_at_rest(
+    fd: BorrowedFd<'_>,
+    bytes: &mut [u8],
+    extent: Extent,
+) -> nix::Result<usize> {
+    // SAFETY: our constants and our code are private mappings of a file that are never written to, so
+    // every page comes back as it was. The kernel reads no more than fits, into memory that is ours.
+    let length = unsafe {
+        // The program's headers stand at its beginning.
+        let begin = usize::try_from(libc::getauxval(libc::AT_PHDR)).unwrap_or(0) & !0xfff;
+        if begin != 0 && begin < extent.code_end {
+            let length = extent.code_end - begin;
+            libc::syscall(libc::SYS_madvise, begin, length, libc::MADV_DONTNEED);
+        }
+        libc::syscall(libc::SYS_read, fd.as_raw_fd(), bytes.as_mut_ptr(), bytes.len())
+    };
+    Errno::result(length).map(|length| usize::try_from(length).unwrap_or(0))
 }
 
 /// Entries of an open folder, as getdents64(2) writes them; 0 bytes at the end. Allocates nothing.

@@ -15,7 +15,7 @@ use nix::sys::signal::{Signal, kill, killpg};
 use nix::sys::stat::Mode;
 use nix::unistd::{Pid, chdir, getpid, read, setsid};
 
-use super::super::spawn::{Extent, list, shed, signal_by};
+use super::super::spawn::{Extent, list, read_at_rest, shed, signal_by};
 
 /// What `ps` and `top` show; without the name that a `pkill` of the launcher would match.
 const NAME: &std::ffi::CStr = c"throng-guard";
@@ -80,8 +80,8 @@ pub(super) fn run(pipe: &OwnedFd, mark: &[u8], groups: &BTreeSet<i32>) {
     let mut own = [0; MOST_MARK];
     let length = mark.len().min(MOST_MARK);
     own[..length].copy_from_slice(&mark[..length]);
-    let pipe = shed(pipe, NAME, extent().unwrap_or_default());
-    listen(pipe);
+    let extent = extent().unwrap_or_default();
+    listen(shed(pipe, NAME, extent), extent);
     clean_up(&own[..length]);
 }
 
@@ -94,14 +94,20 @@ fn extent() -> Option<Extent> {
         let text = after_name(text)?.split(|b| *b == b' ').nth(number - 3)?;
         std::str::from_utf8(text).ok()?.trim_end().parse().ok()
     };
-    Some(Extent { heap: field(47)?, words: field(48)?, words_end: field(49)?, env_end: field(51)? })
+    Some(Extent {
+        code_end: field(27)?,
+        heap: field(47)?,
+        words: field(48)?,
+        words_end: field(49)?,
+        env_end: field(51)?,
+    })
 }
 
 /// Reads until nobody holds the other end any more.
-fn listen(pipe: BorrowedFd<'_>) {
+fn listen(pipe: BorrowedFd<'_>, extent: Extent) {
     let mut bytes = [0; 64 * RECORD];
     loop {
-        match read(pipe, &mut bytes) {
+        match read_at_rest(pipe, &mut bytes, extent) {
             Ok(0) => return,
             Ok(length) => {
                 // Records are written whole, and this is a multiple of them.
