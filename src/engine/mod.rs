@@ -37,8 +37,7 @@ use tokio::task::LocalSet;
 
 pub(crate) use environment::Environment;
 pub(crate) use ports::holder;
-pub(crate) use program::find;
-pub(crate) use spawn::replace;
+pub(crate) use program::{find, replace};
 pub(crate) use start::exec_status;
 pub(crate) use user::User;
 

@@ -418,28 +418,3 @@ pub(crate) fn keep_zombies() -> io::Result<()> {
     unsafe { sigaction(Signal::SIGCHLD, &default) }?;
     Ok(())
 }
-
-/// Makes this process the command; returns only where that failed.
-pub(crate) fn replace(
-    program: &Path,
-    words: &[OsString],
-    env: &[(OsString, OsString)],
-    dir: Option<&Path>,
-    user: Option<&User>,
-) -> io::Error {
-    let mut command = Command::new(program);
-    command
-        .args(words.iter().skip(1))
-        .env_clear()
-        .envs(env.iter().map(|(name, value)| (name, value)));
-    if let Some(word) = words.first() {
-        command.arg0(word);
-    }
-    if let Some(dir) = dir {
-        command.current_dir(dir);
-    }
-    if let Some(Err(errno)) = user.map(User::take_on) {
-        return errno.into();
-    }
-    command.exec()
-}

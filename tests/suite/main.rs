@@ -8,6 +8,8 @@ mod beds;
 mod cli;
 mod docker;
 mod doctor;
+mod faults;
+mod guarded;
 mod hosts;
 mod launch;
 mod output;
