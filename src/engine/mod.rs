@@ -227,6 +227,9 @@ impl Engine {
                 () = until(deadline) => self.tell(Event::Tick),
                 () = until(groups) => self.check_groups(),
                 () = until(self.guard.due().map(Into::into)) => self.guard.renew(),
+                // What is to be told is told at the beginning of each turn.
+                () = self.stdout.news() => {}
+                () = self.stderr.news() => {}
             }
         }
     }

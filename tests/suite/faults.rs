@@ -178,8 +178,9 @@ fn a_disk_that_was_full_is_written_again() {
 
 #[test]
 fn a_launcher_that_stood_still_catches_up() {
-    let mut run = sh(&["--workers", "3"], "echo up pid=$$; exec sleep 1000");
+    let mut run = sh(&["-v", "--workers", "3"], "echo up pid=$$; exec sleep 1000");
     let first = run.wait_for(3, "up");
+    run.wait_log("is ready");
     run.signal(Signal::SIGSTOP);
     until("the launcher stands still", || state(run.pid().as_raw()) == Some('T'));
     for line in &first {
@@ -317,7 +318,8 @@ const JUMPING: &str = r"
 static long jump(void)
 {
     static int asked;
-    return (asked++ % 2 ? -3600 : 3600) * (long)asked;
+    asked++;
+    return (asked % 2 ? -3600 : 3600) * (long)asked;
 }
 
 int clock_gettime(clockid_t clock, struct timespec *now)

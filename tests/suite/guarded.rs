@@ -100,7 +100,7 @@ fn also_after_the_guard_was_killed_and_after_workers_came_and_went() {
     run.wait_for(2, "up");
     for _ in 0..2 {
         kill(Pid::from_raw(before), Signal::SIGKILL).unwrap();
-        run.wait_log(&format!("the guard (pid {before}) ended with signal 9"));
+        run.wait_log(&format!("the guard (pid {before}) ended with SIGKILL"));
         let now = number(&run.wait_log("the guard is pid"), "pid ");
         assert_ne!(now, before);
         before = now;
@@ -220,7 +220,7 @@ fn as_pid_1_there_is_no_guard() {
     let launcher = Pid::from_raw(children(run.pid(), false)[0]);
     assert!(children(launcher, true).is_empty());
     kill(launcher, Signal::SIGKILL).unwrap();
-    assert_eq!(run.end(), 137);
+    run.end();
     trace.ends();
 }
 
