@@ -106,8 +106,10 @@ fn without_descriptors_the_rest_serves_until_there_are_some() {
 /// A launcher of which one output is not read; the other one tells what happens.
 fn unread(standard_output: bool, script: &str) {
     let (reader, writer) = std::io::pipe().unwrap();
+    // The third one is quiet, so that not all of the first end before they are ready.
+    let script = format!("[ $THRONG_WORKER_ID = 3 ] && exec sleep 1000; {script}");
     let mut command =
-        throng(&["-v", "--workers", "2", "--grace", "200ms", "--", "sh", "-c", script]);
+        throng(&["-v", "--workers", "3", "--grace", "200ms", "--", "sh", "-c", &script]);
     let mut child = if standard_output {
         Guarded::start(command.stdout(writer).stderr(Stdio::piped()))
     } else {
