@@ -169,7 +169,7 @@ impl State {
         };
         Ok(Self {
             descriptors: descriptors(pid)?,
-            private: Private::of(launcher.id())?,
+            private: Private::of_both(launcher)?,
             children: children.len(),
             zombies: children.iter().filter(zombie).count(),
         })

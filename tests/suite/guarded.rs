@@ -8,11 +8,18 @@ use nix::unistd::Pid;
 
 use crate::support::{Run, Trace, children, gone, number, state, until};
 
-/// The guard of a launcher that has started its first worker.
+/// The guard of a launcher, as soon as it waits.
 fn guard(run: &Run) -> i32 {
-    let guards = children(run.pid(), true);
-    assert_eq!(guards.len(), 1, "{guards:?}");
-    guards[0]
+    let mut found = Vec::new();
+    until("the guard waits", || {
+        found = children(run.pid(), true);
+        found.first().is_some_and(|pid| {
+            let pipe = fs::read_link(format!("/proc/{pid}/fd/0")).unwrap_or_default();
+            pipe.to_string_lossy().starts_with("pipe:") && state(*pid) == Some('S')
+        })
+    });
+    assert_eq!(found.len(), 1);
+    found[0]
 }
 
 fn sh(trace: &Trace, args: &[&str], script: &str) -> Run {
