@@ -211,11 +211,10 @@ fn killed(proc: BorrowedFd<'_>, name: &str, pid: i32, mark: &[u8]) -> Option<boo
     if !groups().any(|known| known == group) && !carries(folder.as_fd(), mark) {
         return Some(false);
     }
+    // An old kernel or a sandbox may not know that call, and says so in many ways.
     let killed = match signal_by(folder.as_fd(), Signal::SIGKILL) {
-        Err(Errno::ENOSYS | Errno::EBADF | Errno::EINVAL) => {
-            kill(Pid::from_raw(pid), Signal::SIGKILL)
-        }
-        other => other,
+        Ok(()) | Err(Errno::ESRCH) => Ok(()),
+        Err(_) => kill(Pid::from_raw(pid), Signal::SIGKILL),
     };
     // Who may not be killed is not waited for.
     Some(killed.is_ok())
