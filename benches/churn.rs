@@ -3,6 +3,8 @@
 //! ```sh
 //! cargo bench --bench churn            # 1,000 of each
 //! cargo bench --bench churn -- 50
+//! cargo bench --bench churn -- orphans            # a million orphans under PID 1; needs root
+//! cargo bench --bench churn -- orphans 50000
 //! ```
 //!
 //! First as many launchers, one after the other, each with a small fleet that makes it hard: an orphan
@@ -12,6 +14,8 @@
 //! beside a bare `posix_spawn` loop in C. Ends with 1 where something is left.
 
 mod common;
+#[path = "common/orphans.rs"]
+mod orphans;
 
 use std::io::{BufRead, BufReader, Lines};
 use std::path::Path;
@@ -25,6 +29,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
 const DEFAULT_ROUNDS: usize = 1000;
+const DEFAULT_ORPHANS: usize = 1_000_000;
 /// The fleet, and the processes that it becomes: see `worker.c`.
 const WORKERS: usize = 3;
 const PROCESSES: usize = 5;
@@ -39,8 +44,11 @@ const MORE_KIB: u64 = 128;
 
 fn main() -> anyhow::Result<()> {
     let given = std::env::args().skip(1).find_map(|arg| arg.parse().ok());
-    let rounds = given.unwrap_or(DEFAULT_ROUNDS);
     let nest = Nest::new()?;
+    if std::env::args().any(|arg| arg == "orphans") {
+        return orphans::run(&nest, given.unwrap_or(DEFAULT_ORPHANS));
+    }
+    let rounds = given.unwrap_or(DEFAULT_ROUNDS);
     let worker = nest.build("worker", &["-static"])?;
     launchers(&nest, &worker, rounds)?;
     workers(&nest, &worker, rounds)?;
@@ -193,7 +201,7 @@ impl State {
         };
         Ok(Self {
             descriptors: descriptors(pid)?,
-            private: Private::of(launcher.id())?,
+            private: Private::of_both(launcher)?,
             children: children.len(),
             zombies: children.iter().filter(zombie).count(),
         })

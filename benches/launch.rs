@@ -1,5 +1,5 @@
 //! What starting costs: `--dry-run` beside `nproc`, a fleet of 64 beside a bare `posix_spawn` loop in
-//! C, and the launcher's private memory.
+//! C, and the private memory of the launcher and its guard.
 //!
 //! ```sh
 //! cargo bench --bench launch               # prints the table
@@ -169,14 +169,14 @@ fn memory(
     }
     nest.arrivals(FLEET)?;
     until_asleep(&child)?;
-    let private = Private::of(child.id())?;
+    let private = Private::of_both(&child)?;
     send(&child, Signal::SIGTERM)?;
     // Its last lines are read, so that it never writes to nobody.
     lines.try_for_each(|line| line.map(drop))?;
     let status = end(child)?;
     ensure!(status.success(), "{command:?} ended with {status}");
     Ok(Row {
-        what: format!("private memory, {FLEET} workers {what}, {}", build.name),
+        what: format!("memory with guard, {FLEET} workers {what}, {}", build.name),
         ours: format!("{} KiB ({} + code)", private.total, private.anonymous),
         peer: tini.map_or_else(
             || "no tini here".to_owned(),

@@ -215,16 +215,37 @@ pub(crate) struct Private {
 
 impl Private {
     pub(crate) fn of(pid: u32) -> anyhow::Result<Self> {
-        let path = format!("/proc/{pid}/smaps_rollup");
-        let text = fs::read_to_string(&path).with_context(|| format!("cannot read {path}"))?;
-        let field = |name: &str| -> anyhow::Result<u64> {
-            let line = text.lines().find_map(|line| line.strip_prefix(name));
-            let number = line.and_then(|line| line.split_whitespace().next());
-            let number = number.with_context(|| format!("no {name} in {path}"))?;
-            number.parse().with_context(|| format!("no number after {name} in {path}"))
-        };
         // A page of a file that was just built is dirty in the page cache, and counts as dirty here.
-        let total = field("Private_Clean:")? + field("Private_Dirty:")?;
-        Ok(Self { total, anonymous: field("Anonymous:")? })
+        let total = kib(pid, "Private_Clean:")? + kib(pid, "Private_Dirty:")?;
+        Ok(Self { total, anonymous: kib(pid, "Anonymous:")? })
     }
+
+    /// Of a launcher and its guard: with what both share, which neither has for itself, and with their
+    /// part of what they share with others (PSS).
+    pub(crate) fn of_both(launcher: &Child) -> anyhow::Result<Self> {
+        let launcher = Pid::from_raw(launcher.id().cast_signed());
+        let mut both = Self { total: 0, anonymous: 0 };
+        let mut guards = children_of(launcher)?;
+        guards.retain(|pid| {
+            let name = fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
+            name == "throng-guard\n"
+        });
+        ensure!(guards.len() == 1, "the launcher has {} guards", guards.len());
+        for pid in [launcher, guards[0]] {
+            let pid = pid.as_raw().cast_unsigned();
+            both.total += kib(pid, "Pss:")?;
+            both.anonymous += kib(pid, "Pss_Anon:")?;
+        }
+        Ok(both)
+    }
+}
+
+/// A number of `/proc/PID/smaps_rollup`.
+fn kib(pid: u32, name: &str) -> anyhow::Result<u64> {
+    let path = format!("/proc/{pid}/smaps_rollup");
+    let text = fs::read_to_string(&path).with_context(|| format!("cannot read {path}"))?;
+    let line = text.lines().find_map(|line| line.strip_prefix(name));
+    let number = line.and_then(|line| line.split_whitespace().next());
+    let number = number.with_context(|| format!("no {name} in {path}"))?;
+    number.parse().with_context(|| format!("no number after {name} in {path}"))
 }

@@ -37,7 +37,9 @@ impl Engine {
         info!(event = "before", "before the first worker: {text}");
         self.pass_own_lines();
         let pid = self.spawner.spawn(launch).context("cannot run the command of --before")?;
+        self.guard.begin(pid);
         let (how, stop) = self.wait_for(pid).await?;
+        self.guard.gone(pid);
         let status = how.map_or(exit::KILLED, Ended::status);
         match (stop, how) {
             (Some(Signal::SIGKILL), _) => Ok(Some(exit::KILLED)),

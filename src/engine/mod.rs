@@ -7,6 +7,7 @@ mod before;
 mod check;
 mod diagnose;
 mod environment;
+mod guard;
 mod notify;
 mod obey;
 mod orphans;
@@ -45,9 +46,8 @@ use tracing::warn;
 pub(crate) use check::Check;
 pub(crate) use environment::Environment;
 pub(crate) use ports::holder;
-pub(crate) use program::find;
+pub(crate) use program::{find, replace};
 pub(crate) use room::Surge;
-pub(crate) use spawn::replace;
 pub(crate) use start::exec_status;
 pub(crate) use user::User;
 
@@ -57,6 +57,7 @@ use crate::log;
 use crate::sockets::Listener;
 use answer::Control;
 use check::Look;
+use guard::Guard;
 use notify::{Message, NotifySocket};
 use output::{Ring, Stream};
 use signals::Signals;
@@ -109,8 +110,13 @@ pub(crate) enum Prefix {
 }
 
 /// Runs the fleet to its end and returns the exit status.
-pub(crate) fn run(config: Config) -> anyhow::Result<u8> {
+pub(crate) fn run(mut config: Config) -> anyhow::Result<u8> {
     keep_zombies().context("cannot reset SIGCHLD")?;
+    let strangers = orphans::children();
+    let name = guard::name();
+    config.env.set("NOTIFY_SOCKET", &name);
+    // As early as can be: it is a copy of us as we are.
+    let guard = Guard::start(format!("NOTIFY_SOCKET={name}").into_bytes(), !config.terminal);
     let settled = Arc::new(AtomicBool::new(false));
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
@@ -125,8 +131,9 @@ pub(crate) fn run(config: Config) -> anyhow::Result<u8> {
         })
         .build();
     let runtime = runtime.context("cannot start the event loop")?;
-    let status =
-        LocalSet::new().block_on(&runtime, async { Engine::new(config, settled)?.run().await });
+    let status = LocalSet::new().block_on(&runtime, async {
+        Engine::new(config, settled, strangers, guard, name)?.run().await
+    });
     log::release();
     status
 }
@@ -164,6 +171,8 @@ struct Engine {
     fleet: Fleet,
     spawner: Spawner,
     signals: Rc<Signals>,
+    /// The workers' `NOTIFY_SOCKET`, which is also the mark of this run.
+    name: String,
     /// Where workers tell of themselves; none where it could not be had.
     notify: Option<Rc<NotifySocket>>,
     /// What looks at workers find out.
@@ -188,6 +197,7 @@ struct Engine {
     settled: Arc<AtomicBool>,
     /// Children that were here before us: `sh -c 'helper & exec throng-rs …'`.
     strangers: Vec<Pid>,
+    guard: Guard,
     exit: Option<u8>,
 }
 
@@ -200,7 +210,13 @@ const GROUP_CHECK: Duration = Duration::from_millis(100);
 const OWN_LINES: StreamId = StreamId(0);
 
 impl Engine {
-    fn new(mut config: Config, settled: Arc<AtomicBool>) -> anyhow::Result<Self> {
+    fn new(
+        mut config: Config,
+        settled: Arc<AtomicBool>,
+        strangers: Vec<Pid>,
+        guard: Guard,
+        name: String,
+    ) -> anyhow::Result<Self> {
         let hup_ignored = signals::was_ignored(Signal::SIGHUP);
         let signals = Signals::block().context("cannot collect signals")?;
         // Orphans of a worker come to us and not to PID 1.
@@ -211,13 +227,10 @@ impl Engine {
         let (user, dir) = (config.user.take(), config.dir.take());
         let spawner = Spawner::new(signals.inherited, user, dir, &sockets);
         let spawner = spawner.context("cannot prepare for starting workers")?;
-        let notify = match NotifySocket::bind() {
-            Ok(socket) => {
-                config.env.set("NOTIFY_SOCKET", socket.variable());
-                Some(Rc::new(socket))
-            }
+        let notify = match NotifySocket::bind(&name) {
+            Ok(socket) => Some(Rc::new(socket)),
             Err(error) => {
-                warn!(event = "no_notify", "workers get no NOTIFY_SOCKET: {error}");
+                warn!(event = "no_notify", "nobody listens at the workers' NOTIFY_SOCKET: {error}");
                 None
             }
         };
@@ -239,6 +252,7 @@ impl Engine {
             config,
             spawner,
             signals: Rc::new(signals),
+            name,
             notify,
             inbox: unbounded_channel(),
             started: Instant::now(),
@@ -254,7 +268,8 @@ impl Engine {
             terminal_given: Cell::new(None),
             quick_failures: BTreeMap::new(),
             settled,
-            strangers: orphans::children(),
+            strangers,
+            guard,
             exit: None,
         })
     }
@@ -294,6 +309,10 @@ impl Engine {
                 message = heard(notify.as_deref()) => self.heard(message),
                 () = until(deadline) => self.tell(Event::Tick),
                 () = until(groups) => self.check_groups(),
+                () = until(self.guard.due().map(Into::into)) => self.guard.renew(),
+                // What is to be told is told at the beginning of each turn.
+                () = self.stdout.news() => {}
+                () = self.stderr.news() => {}
             }
         }
     }

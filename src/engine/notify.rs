@@ -3,7 +3,6 @@
 //! The socket has an abstract name, so no file is left behind and no directory has to be writable.
 //! The kernel says who sent each message; only processes of our own workers are heard.
 
-use std::ffi::OsString;
 use std::io::{self, IoSliceMut};
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::linux::net::SocketAddrExt;
@@ -30,7 +29,6 @@ const MOST_FDS: usize = 253;
 /// Our end.
 pub(crate) struct NotifySocket {
     fd: AsyncFd<OwnedFd>,
-    name: String,
 }
 
 /// One message.
@@ -42,25 +40,19 @@ pub(crate) struct Message {
 }
 
 impl NotifySocket {
-    /// Listens under a name of this run alone.
-    pub(crate) fn bind() -> io::Result<Self> {
-        let name = format!("throng-rs/{}-{:016x}", std::process::id(), fastrand::u64(..));
-        let socket = UnixDatagram::bind_addr(&SocketAddr::from_abstract_name(&name)?)?;
-        Self::adopt(socket.into(), name)
+    /// Listens under the value of `NOTIFY_SOCKET` that workers get: an abstract name behind an at sign.
+    pub(crate) fn bind(name: &str) -> io::Result<Self> {
+        let address = SocketAddr::from_abstract_name(name.trim_start_matches('@'))?;
+        Self::adopt(UnixDatagram::bind_addr(&address)?.into())
     }
 
     /// Goes on with a socket that was bound before.
-    pub(crate) fn adopt(socket: OwnedFd, name: String) -> io::Result<Self> {
+    pub(crate) fn adopt(socket: OwnedFd) -> io::Result<Self> {
         let socket = UnixDatagram::from(socket);
         socket.set_nonblocking(true)?;
         setsockopt(&socket, PassCred, &true)?;
         let fd = watch(OwnedFd::from(socket), Interest::READABLE).map_err(|(_, error)| error)?;
-        Ok(Self { fd, name })
-    }
-
-    /// The value of `NOTIFY_SOCKET`.
-    pub(crate) fn variable(&self) -> OsString {
-        format!("@{}", self.name).into()
+        Ok(Self { fd })
     }
 
     /// The next message.

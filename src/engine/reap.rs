@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use nix::errno::Errno;
-use nix::sys::signal::killpg;
+use nix::sys::signal::{Signal, killpg, raise};
 use nix::unistd::Pid;
 use tracing::warn;
 
@@ -12,6 +12,8 @@ use super::{Engine, OWN_LINES, Running, orphans};
 use crate::fleet::{Event, WorkerKey};
 use crate::log;
 
+/// Orphans that come as fast as they are reaped must not keep us from everything else.
+const AT_ONCE: u32 = 10_000;
 /// How long the last lines may take to be read when all is over.
 const LAST_FLUSH: Duration = Duration::from_secs(2);
 
@@ -23,7 +25,8 @@ impl Engine {
     /// that went together are not mistaken for a rest of it.
     pub(super) fn reap(&mut self) {
         let mut ended = Vec::new();
-        while let Some((pid, change)) = wait_any() {
+        for turn in 1.. {
+            let Some((pid, change)) = wait_any() else { break };
             let known =
                 self.running.iter_mut().find(|(_, running)| running.pid == pid && !running.reaped);
             match (known, change) {
@@ -32,7 +35,12 @@ impl Engine {
                     ended.push((*key, how));
                 }
                 (Some(_), Change::Stopped) => self.stopped_by_terminal(),
-                (None, _) => {}
+                (None, change) => self.guard.heard(pid, change),
+            }
+            if turn >= AT_ONCE {
+                // Others have their turn, and then the rest.
+                let _ = raise(Signal::SIGCHLD);
+                break;
             }
         }
         for (worker, how) in ended {
@@ -40,8 +48,8 @@ impl Engine {
             let port = self.wanted_port(worker, how);
             let group = self.running.get(&worker).is_some_and(|running| group_lives(running.pid));
             self.tell(Event::Ended { worker, how, group });
-            if !group {
-                self.running.remove(&worker);
+            if !group && let Some(running) = self.running.remove(&worker) {
+                self.guard.gone(running.pid);
             }
             if let Some(port) = port {
                 self.port_taken(&port, how);
@@ -58,7 +66,9 @@ impl Engine {
             self.running.iter().filter(|(_, running)| left(running)).map(|(key, _)| *key).collect();
         for worker in gone {
             self.tell(Event::GroupGone { worker });
-            self.running.remove(&worker);
+            if let Some(running) = self.running.remove(&worker) {
+                self.guard.gone(running.pid);
+            }
         }
     }
 
@@ -71,7 +81,7 @@ impl Engine {
 
     pub(super) fn pass_own_lines(&self) {
         for (name, sink) in [("standard output", &self.stdout), ("standard error", &self.stderr)] {
-            if let Some((errno, bytes)) = sink.take_lost() {
+            if let Some((errno, bytes)) = sink.take_lost(self.exit.is_some()) {
                 warn!(
                     event = "output_lost",
                     bytes,
@@ -96,8 +106,10 @@ impl Engine {
     pub(super) async fn finish(&mut self) {
         self.take_terminal();
         if !self.config.terminal {
+            self.strangers.extend(self.guard.pid());
             orphans::end(&self.signals, &self.strangers).await;
         }
+        self.guard.end();
         let drained = async {
             for stream in &self.streams {
                 stream.flush().await;

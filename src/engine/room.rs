@@ -23,9 +23,7 @@ impl Engine {
     pub(super) fn reload(&mut self) -> Result<(), String> {
         match (self.config.renewal)() {
             Ok((program, words, mut env)) => {
-                if let Some(socket) = &self.notify {
-                    env.set("NOTIFY_SOCKET", socket.variable());
-                }
+                env.set("NOTIFY_SOCKET", &self.name);
                 (self.config.program, self.config.words, self.config.env) = (program, words, env);
                 self.renew(Kind::Reload, None);
                 Ok(())

@@ -21,6 +21,7 @@ impl Engine {
     pub(super) fn spawn(&mut self, to: Assignment) -> Result<(), Refusal> {
         match self.try_spawn(to) {
             Ok(running) => {
+                self.guard.begin(running.pid);
                 let pid = running.pid.as_raw();
                 debug!(
                     event = "started",

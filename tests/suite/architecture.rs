@@ -130,6 +130,24 @@ fn the_pure_modules_touch_nothing() {
     }
 }
 
+/// A wall clock may jump, by an administrator or by a machine that was asleep: what is due is known
+/// by the monotonic one alone.
+#[test]
+fn no_wall_clock_decides() {
+    let mut looked_at = 0;
+    for file in sources(Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/src"))) {
+        if !["engine", "fleet"].contains(&module(&file).as_str()) {
+            continue;
+        }
+        looked_at += 1;
+        let text = fs::read_to_string(&file).unwrap();
+        for name in ["SystemTime", "UNIX_EPOCH", "CLOCK_REALTIME", "gettimeofday", "chrono"] {
+            assert!(!text.contains(name), "{} names {name}", file.display());
+        }
+    }
+    assert!(looked_at > 20);
+}
+
 #[test]
 fn the_check_sees_what_it_must() {
     assert_eq!(named("use crate::{a::{b, c}, d};\ncrate::e::f();\n// crate::g"), ["a", "d", "e"]);

@@ -9,6 +9,8 @@ mod cli;
 mod control;
 mod docker;
 mod doctor;
+mod faults;
+mod guarded;
 mod hosts;
 mod launch;
 mod output;

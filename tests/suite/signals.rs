@@ -121,8 +121,7 @@ fn a_reload_gives_what_was_given_up_another_chance() {
     fs::remove_file(&bad).unwrap();
     run.signal(Signal::SIGHUP);
     run.wait_log("the reload is done");
-    let children = fs::read_to_string(format!("/proc/{0}/task/{0}/children", run.pid())).unwrap();
-    assert_eq!(children.split_whitespace().count(), 2);
+    assert_eq!(crate::support::children(run.pid(), false).len(), 2);
     assert_eq!(run.stop(), 0);
 }
 

@@ -158,7 +158,7 @@ fn a_refused_fork_is_tried_again_and_the_rest_serves() {
         crate::beds::skip("a_refused_fork_is_tried_again_and_the_rest_serves", "not root");
         return;
     }
-    // A user who may have few processes: the launcher, two workers, and not a third.
+    // A user who may have few processes: the launcher, its guard, two workers, and not a third.
     let throng = env!("CARGO_BIN_EXE_throng-rs");
     let dir = tempfile::tempdir().unwrap();
     let copy = dir.path().join("throng-rs");
@@ -173,7 +173,7 @@ fn a_refused_fork_is_tried_again_and_the_rest_serves() {
         "54321",
         "--clear-groups",
         "prlimit",
-        "--nproc=3",
+        "--nproc=4",
         "--",
     ]);
     command.arg(&copy).args([
