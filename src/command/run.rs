@@ -10,7 +10,7 @@ use tracing::{info, warn};
 
 use super::colored;
 use super::size::{Sized, directory, environment, inherited, size};
-use crate::engine::{self, Config, Environment, Prefix, User};
+use crate::engine::{self, Config, Environment, Manager, Prefix, User};
 use crate::exit::{Failure, usage};
 use crate::fleet::{Policy, Restart};
 use crate::log;
@@ -158,6 +158,7 @@ fn configure(settings: &Settings, host: &Host, sized: &Sized, parts: Parts) -> C
         user: parts.user,
         dir: parts.dir,
         listeners: parts.listeners,
+        manager: Manager::from_env(host, workers, restart),
     }
 }
 

@@ -4,6 +4,7 @@
 
 mod diagnose;
 mod environment;
+mod manager;
 mod obey;
 mod orphans;
 mod output;
@@ -14,6 +15,7 @@ mod say;
 mod signals;
 mod sink;
 mod spawn;
+mod standing;
 mod start;
 mod user;
 mod watch;
@@ -35,6 +37,7 @@ use nix::unistd::Pid;
 use tokio::task::LocalSet;
 
 pub(crate) use environment::Environment;
+pub(crate) use manager::Manager;
 pub(crate) use ports::holder;
 pub(crate) use program::find;
 pub(crate) use spawn::replace;
@@ -65,6 +68,8 @@ pub(crate) struct Config {
     pub(crate) user: Option<User>,
     pub(crate) dir: Option<PathBuf>,
     pub(crate) listeners: Vec<Listener>,
+    /// Who started us and wants to know how we are.
+    pub(crate) manager: Option<Manager>,
 }
 
 /// What each line of a worker begins with.
@@ -133,6 +138,7 @@ struct Engine {
     settled: Arc<AtomicBool>,
     /// Children that were here before us: `sh -c 'helper & exec throng-rs …'`.
     strangers: Vec<Pid>,
+    manager: Option<Manager>,
     exit: Option<u8>,
 }
 
@@ -151,6 +157,7 @@ impl Engine {
             config.listeners.iter().map(|listener| listener.fd.try_clone()).collect();
         let sockets = sockets.context("cannot copy a listening socket")?;
         let (user, dir) = (config.user.take(), config.dir.take());
+        let manager = config.manager.take();
         let spawner = Spawner::new(signals.inherited, user, dir, &sockets);
         let spawner = spawner.context("cannot prepare for starting workers")?;
         let sink = |fd: io::Result<Sink>| fd.map(Rc::new).context("cannot write to our own output");
@@ -182,6 +189,7 @@ impl Engine {
             quick_failures: BTreeMap::new(),
             settled,
             strangers: orphans::children(),
+            manager,
             exit: None,
         })
     }
@@ -194,6 +202,9 @@ impl Engine {
         self.tell(Event::Start);
         let mut busy = true;
         loop {
+            if let Some(manager) = &mut self.manager {
+                manager.go_on();
+            }
             self.pass_own_lines();
             if let Some(status) = self.exit {
                 self.finish().await;
@@ -208,11 +219,13 @@ impl Engine {
             let deadline = self.fleet.deadline().map(|at| (self.started + at).into());
             let leftover = self.running.values().any(|running| running.reaped);
             let groups = leftover.then(|| tokio::time::Instant::now() + GROUP_CHECK);
+            let news = self.manager.as_ref().and_then(Manager::due).map(Into::into);
             tokio::select! {
                 biased;
                 received = signals.next() => self.signal(received.context("cannot read signals")?),
                 () = until(deadline) => self.tell(Event::Tick),
                 () = until(groups) => self.check_groups(),
+                () = until(news) => {}
             }
         }
     }
@@ -223,6 +236,9 @@ impl Engine {
         let mut events = vec![event];
         while let Some(event) = events.pop() {
             for action in self.fleet.step(self.started.elapsed(), event) {
+                if let Some(manager) = &mut self.manager {
+                    manager.heed(&action);
+                }
                 match action {
                     Action::Spawn(to) => {
                         if let Err(why) = self.spawn(to) {
