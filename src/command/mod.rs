@@ -2,6 +2,7 @@
 
 mod demo;
 mod doctor;
+mod listeners;
 mod run;
 mod size;
 mod table;
@@ -36,23 +37,26 @@ pub fn main() -> ExitCode {
 
 fn perform(args: impl Iterator<Item = OsString>) -> Result<u8, Failure> {
     let args: Vec<OsString> = args.collect();
+    let host = Host::live();
+    // Before anything is opened, by which a number that was not passed to us might be taken.
+    let found = listeners::find(&host);
     let matches = match cli::command().try_get_matches_from(&args) {
         Ok(matches) => matches,
         Err(error) => return refuse(&error, &args),
     };
-    let host = Host::live();
     match matches.subcommand() {
-        Some(("demo-server", _)) => demo::serve(),
-        Some(("demo", matches)) => demo::run(matches, &host),
+        Some(("demo-server", _)) => demo::serve(found),
+        Some(("demo", matches)) => demo::run(matches, &host, found),
         Some(("table", matches)) => table::run(matches, &args, &host),
         Some(("doctor", matches)) => doctor::run(matches, &host),
         _ => {
-            let defaults = Defaults { share: Share::Off, listen: None };
+            let defaults =
+                Defaults { share: Share::Off, listen: None, passed: !matches!(found, Ok(None)) };
             let settings = Settings::read(&matches, &host, defaults)?;
             if settings.dry_run {
                 size::report(&settings, &host)
             } else {
-                run::run(&settings, &host)
+                run::run(&settings, &host, found)
             }
         }
     }

@@ -5,10 +5,10 @@ use std::io::{self, IsTerminal};
 use std::path::PathBuf;
 use std::time::Duration;
 
-use anyhow::anyhow;
 use tracing::{info, warn};
 
 use super::colored;
+use super::listeners::{self, Found};
 use super::size::{Sized, directory, environment, inherited, size};
 use crate::engine::{self, Config, Environment, Manager, Prefix, User};
 use crate::exit::{Failure, usage};
@@ -24,7 +24,7 @@ use crate::sockets::{Address, Listener, variables};
 const READY_AFTER: Duration = Duration::from_secs(1);
 
 /// Runs the command that the settings name.
-pub(super) fn run(settings: &Settings, host: &Host) -> Result<u8, Failure> {
+pub(super) fn run(settings: &Settings, host: &Host, found: Found) -> Result<u8, Failure> {
     if settings.command.is_empty() {
         return Err(usage(
             "no command given; run one with: throng-rs -- node server.js, or see the sizing report with: throng-rs --dry-run",
@@ -46,7 +46,7 @@ pub(super) fn run(settings: &Settings, host: &Host) -> Result<u8, Failure> {
         ));
     }
     let words = settings.command.clone();
-    start(settings, host, None, words, &|_| Ok(()))
+    start(settings, host, found, None, words, &|_| Ok(()))
 }
 
 /// Runs `words` from the file `program`, or from where `PATH` says; `announce` is told each address
@@ -54,6 +54,7 @@ pub(super) fn run(settings: &Settings, host: &Host) -> Result<u8, Failure> {
 pub(super) fn start(
     settings: &Settings,
     host: &Host,
+    found: Found,
     program: Option<PathBuf>,
     words: Vec<OsString>,
     announce: &dyn Fn(&Address) -> Result<(), Failure>,
@@ -87,15 +88,15 @@ pub(super) fn start(
         let message = format!("cannot execute {}: {error}", program.display());
         return Err(Failure::Command { status: engine::exec_status(&error), message });
     }
-    let listeners = settings.listen.iter().map(bind).collect::<Result<Vec<_>, _>>()?;
-    let addresses: Vec<Address> =
-        listeners.iter().map(|listener| listener.address.clone()).collect();
+    let listeners = listeners::open(settings, found)?;
+    let sockets: Vec<(Address, String)> =
+        listeners.iter().map(|listener| (listener.address.clone(), listener.name())).collect();
     let mut env =
         env.without_ours().with_share(sized.plan.all_memory, sized.plan.resources.cpu.usable);
-    for (name, value) in variables(&addresses) {
+    for (name, value) in variables(&sockets) {
         env.set(&name, value);
     }
-    for address in &addresses {
+    for (address, _) in &sockets {
         info!(event = "listening", address = %address, "listening on {address}");
         announce(address)?;
     }
@@ -172,23 +173,6 @@ fn user(text: &str) -> Result<User, Failure> {
         )));
     }
     Ok(user)
-}
-
-fn bind(address: &Address) -> Result<Listener, Failure> {
-    Listener::bind(address).map_err(|error| {
-        let port = match address {
-            Address::Port(port) => Some(*port),
-            Address::Tcp(address) => Some(address.port()),
-            Address::Unix(_) => None,
-        };
-        let holder = if error.kind() == io::ErrorKind::AddrInUse {
-            port.and_then(engine::holder)
-        } else {
-            None
-        };
-        let holder = holder.map(|holder| format!("; {holder} listens there")).unwrap_or_default();
-        Failure::Other(anyhow!(error).context(format!("cannot listen on {address}{holder}")))
-    })
 }
 
 fn say_why(sized: &Sized) {
