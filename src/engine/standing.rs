@@ -34,8 +34,10 @@ pub(super) struct Standing {
     /// Slots whose start is decided: ready once, given up, or done and not started again.
     decided: BTreeSet<u32>,
     given_up: BTreeSet<u32>,
-    /// What went wrong, until the next reload.
-    trouble: Option<String>,
+    /// The slot at which the last reload stopped.
+    reload_stopped: Option<u32>,
+    /// Why the run ends, where nobody asked for it.
+    end: Option<String>,
 }
 
 impl Standing {
@@ -47,7 +49,8 @@ impl Standing {
             ready: BTreeMap::new(),
             decided: BTreeSet::new(),
             given_up: BTreeSet::new(),
-            trouble: None,
+            reload_stopped: None,
+            end: None,
         }
     }
 
@@ -99,23 +102,23 @@ impl Standing {
             }
             Note::Resized { to, .. } => self.target = *to,
             Note::FirstStartsFailed { workers } => {
-                let all = plural(*workers, "worker");
-                self.trouble = Some(format!("the start failed: {all} ended before ready"));
+                let workers = plural(*workers, "worker");
+                self.end = Some(format!("the start failed: {workers} ended before being ready"));
                 return self.stop();
             }
             Note::NoneLeft => {
-                self.trouble = Some("no worker is left that may be started again".to_owned());
+                self.end = Some("no worker is left that may be started again".to_owned());
                 return self.stop();
             }
             Note::Stopping { .. } => return self.stop(),
             // Before the start is over nobody has been told that there is anything to reload.
             Note::Reload { .. } if matches!(self.phase, Phase::Running | Phase::Reloading) => {
-                self.trouble = None;
+                self.reload_stopped = None;
                 self.phase = Phase::Reloading;
                 return Some(Turn::Reloading);
             }
             Note::ReloadStopped { slot } => {
-                self.trouble = Some(format!("the reload stopped at worker {slot}"));
+                self.reload_stopped = Some(*slot);
                 return self.reloaded();
             }
             Note::Reloaded => return self.reloaded(),
@@ -147,20 +150,21 @@ impl Standing {
     /// One line for `systemctl status`.
     pub(super) fn status(&self) -> String {
         let workers = plural(self.target, "worker");
-        let text = match self.phase {
-            Phase::Stopping => format!("stopping {workers}"),
-            Phase::Reloading => format!("reloading: {} of {workers} ready", self.serving()),
-            Phase::Starting | Phase::Running => format!("{} of {workers} ready", self.serving()),
+        let during = match self.phase {
+            Phase::Stopping => {
+                return self.end.clone().unwrap_or_else(|| format!("stopping {workers}"));
+            }
+            Phase::Reloading => "reloading: ",
+            Phase::Starting | Phase::Running => "",
         };
-        let given_up = self.given_up.iter().filter(|slot| **slot <= self.target).count();
-        let given_up = if given_up > 0 && self.phase != Phase::Stopping {
-            format!(", {given_up} given up")
-        } else {
-            String::new()
+        let given_up = match self.given_up.iter().filter(|slot| **slot <= self.target).count() {
+            0 => String::new(),
+            some => format!(", {some} given up"),
         };
-        let trouble =
-            self.trouble.as_ref().map(|trouble| format!("; {trouble}")).unwrap_or_default();
-        text + &given_up + &trouble
+        let stopped =
+            self.reload_stopped.map(|slot| format!("; the reload stopped at worker {slot}"));
+        let stopped = stopped.unwrap_or_default();
+        format!("{during}{} of {workers} ready{given_up}{stopped}", self.serving())
     }
 }
 
@@ -276,6 +280,6 @@ mod tests {
         let failed = Action::Say(Note::FirstStartsFailed { workers: 2 });
         let (turns, status) = follow(&mut fleet, &[failed, Action::Exit(1)]);
         assert_eq!(turns, [Turn::Stopping]);
-        assert_eq!(status, "stopping 2 workers; the start failed: 2 workers ended before ready");
+        assert_eq!(status, "the start failed: 2 workers ended before being ready");
     }
 }

@@ -20,5 +20,6 @@ mod signals;
 mod sockets;
 mod supervise;
 mod support;
+mod systemd;
 mod table;
 mod terminal;
