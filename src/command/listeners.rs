@@ -35,11 +35,19 @@ pub(super) fn open(settings: &Settings, found: Found) -> Result<Vec<Listener>, F
     }
     for listener in &listeners {
         let (address, name) = (&listener.address, listener.name());
-        info!(event = "passed", address = %address, name, "{address} was passed to us as \"{name}\"");
+        info!(
+            event = "listening",
+            address = %address,
+            passed_as = name,
+            "listening on {address}, passed to us as \"{name}\""
+        );
     }
     for address in &settings.listen {
         if !listeners.iter().any(|listener| listener.serves(address)) {
-            listeners.push(bind(address)?);
+            let listener = bind(address)?;
+            let address = &listener.address;
+            info!(event = "listening", address = %address, "listening on {address}");
+            listeners.push(listener);
         }
     }
     Ok(listeners)

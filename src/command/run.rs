@@ -97,7 +97,6 @@ pub(super) fn start(
         env.set(&name, value);
     }
     for (address, _) in &sockets {
-        info!(event = "listening", address = %address, "listening on {address}");
         announce(address)?;
     }
     let config =

@@ -71,7 +71,7 @@ fn passed_sockets_are_handed_on_without_listen() {
             format!("up fds=2 own=True names=web:side einhorn=2 starter={address}=3;{path}=4.");
         assert_eq!(line, want);
     }
-    run.wait_log(&format!("{address} was passed to us as \"web\""));
+    run.wait_log(&format!("listening on {address}, passed to us as \"web\""));
     answer(first);
     assert_ne!(answer(TcpStream::connect(&address).unwrap()), run.pid().as_raw());
     assert_eq!(run.stop(), 0);

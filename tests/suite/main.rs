@@ -11,6 +11,7 @@ mod docker;
 mod doctor;
 mod hosts;
 mod launch;
+mod manager;
 mod output;
 mod properties;
 mod qemu;
