@@ -108,11 +108,11 @@ fn an_abstract_name_and_a_start_that_fails() {
 
 #[test]
 fn the_watchdog_is_fed_where_it_is_meant_for_us() {
-    let dir = tempfile::tempdir().unwrap();
-    let path = dir.path().join("notify");
-    let ear = Ear::at(&path);
     // The second pid is somebody else's: only WATCHDOG_PID tells.
     for (pid, fed) in [(None, true), (Some("1"), false)] {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("notify");
+        let ear = Ear::at(&path);
         let mut command = fleet("1", path.to_str().unwrap());
         command.env("WATCHDOG_USEC", "200000");
         if let Some(pid) = pid {
@@ -178,17 +178,17 @@ fn bad_values_are_warned_of_once_and_do_no_harm() {
 }
 
 #[test]
-fn workers_are_not_told_and_an_execed_command_is() {
+fn workers_do_not_hear_of_our_manager_and_an_execed_command_does() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("notify");
     let _ear = Ear::at(&path);
     let print = "echo \"${NOTIFY_SOCKET-none} ${WATCHDOG_USEC-none}\"";
-    for (how, want) in [
-        ("--exec", format!("{} 9000000", path.display())),
-        ("--restart=never", "none none".to_owned()),
-    ] {
+    for (how, told) in [("--exec", true), ("--restart=never", false)] {
         let mut command = throng(&[how, "--workers", "1", "--", "sh", "-c", print]);
         let run = done(command.env("NOTIFY_SOCKET", &path).env("WATCHDOG_USEC", "9000000"));
-        assert_eq!((run.status, run.stdout.trim()), (0, want.as_str()), "{}", run.stderr);
+        assert_eq!(run.status, 0, "{}", run.stderr);
+        // A worker may have a socket of its own, to us.
+        assert_eq!(run.stdout.contains(path.to_str().unwrap()), told, "{}", run.stdout);
+        assert_eq!(run.stdout.contains("9000000"), told, "{}", run.stdout);
     }
 }

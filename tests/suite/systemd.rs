@@ -62,7 +62,12 @@ fn start(results: &Results) {
 
 fn losses_and_reload(results: &Results) {
     assert_eq!(results.one("lost"), "2 of 3 workers ready");
+    assert_eq!(results.one("oom-kills"), "1", "the kernel killed one process");
     assert_eq!(results.one("back"), "3 of 3 workers ready");
+    // systemd heard of the kill, and left it to us.
+    let heard = "app.service: A process of this unit has been killed by the OOM killer.";
+    assert!(results.console().contains(heard), "{}", results.console());
+    state(results, "oom", ["active", "3 of 3 workers ready", "0", "success"]);
     assert_eq!(results.one("reload-status"), "0");
     assert_eq!(results.one("reloading"), "reloading");
     assert!(results.one("reloading-text").starts_with("reloading: "));
