@@ -11,13 +11,14 @@ use axum::routing::get;
 use clap::ArgMatches;
 use tokio::signal::unix::{SignalKind, signal};
 
+use super::listeners::Found;
 use super::run::start;
 use super::{print, size};
 use crate::exit::{Failure, SUCCESS, usage};
 use crate::plan::Given;
 use crate::probe::Host;
 use crate::settings::{Defaults, Settings, Share};
-use crate::sockets::{Address, inherited};
+use crate::sockets::{Address, Listener, Passed};
 use crate::units::{MIB, show_size};
 
 /// Where the demonstration listens, if nothing else is asked for.
@@ -26,10 +27,12 @@ const ADDRESS: &str = "127.0.0.1:3000";
 const COST: u64 = 8 * MIB;
 
 /// Runs as many of the built-in servers as fit.
-pub(super) fn run(matches: &ArgMatches, host: &Host) -> Result<u8, Failure> {
+pub(super) fn run(matches: &ArgMatches, host: &Host, found: Found) -> Result<u8, Failure> {
     let matches = matches.clone();
+    let passed = !matches!(found, Ok(None));
+    let listen = (!passed).then_some(ADDRESS);
     let read = move |host: &Host| {
-        let defaults = Defaults { share: Share::Fd, listen: Some(ADDRESS) };
+        let defaults = Defaults { share: Share::Fd, listen, passed };
         let mut settings = Settings::read(&matches, host, defaults)?;
         if settings.exec {
             return Err(usage("--exec becomes a command and the demo is none; leave it out"));
@@ -46,7 +49,7 @@ pub(super) fn run(matches: &ArgMatches, host: &Host) -> Result<u8, Failure> {
         return size::report(&settings, host);
     }
     let own = std::env::current_exe().context("cannot find our own program file")?;
-    start(&settings, host, Some(own), Box::new(move || read(&Host::live())), &announce)
+    start(&settings, host, found, Some(own), Box::new(move || read(&Host::live())), &announce)
 }
 
 /// On standard output, so that it is seen whatever is done with the log.
@@ -60,9 +63,14 @@ fn announce(address: &Address) -> Result<(), Failure> {
 }
 
 /// One of the servers: answers every request with who it is.
-pub(super) fn serve() -> Result<u8, Failure> {
-    let listener = inherited()
-        .ok_or_else(|| usage("demo-server serves an inherited socket; run throng-rs demo"))?;
+pub(super) fn serve(found: Found) -> Result<u8, Failure> {
+    let passed = found.map_err(usage)?.map(Passed::adopt).transpose().map_err(usage)?;
+    let is_tcp = |listener: &Listener| matches!(listener.address, Address::Tcp(_));
+    let listener = passed
+        .and_then(|passed| passed.into_iter().find(is_tcp))
+        .ok_or_else(|| usage("demo-server serves an inherited TCP socket; run throng-rs demo"))?;
+    let listener = listener.fd.try_clone().context("cannot copy the inherited socket")?;
+    let listener = TcpListener::from(listener);
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()

@@ -17,7 +17,7 @@ const WIDEST: usize = 100;
 
 /// Prints the diagnosis. 1 where something is a problem.
 pub(super) fn run(matches: &ArgMatches, host: &Host) -> Result<u8, Failure> {
-    let defaults = Defaults { share: Share::Off, listen: None };
+    let defaults = Defaults { share: Share::Off, listen: None, passed: false };
     let settings = Settings::read(matches, host, defaults)?;
     let form = match settings.format {
         Format::Env => "env",

@@ -3,6 +3,7 @@
 mod control;
 mod demo;
 mod doctor;
+mod listeners;
 mod run;
 mod size;
 mod table;
@@ -37,27 +38,30 @@ pub fn main() -> ExitCode {
 
 fn perform(args: impl Iterator<Item = OsString>) -> Result<u8, Failure> {
     let args: Vec<OsString> = args.collect();
+    let host = Host::live();
+    // Before anything is opened, by which a number that was not passed to us might be taken.
+    let found = listeners::find(&host);
     let matches = match cli::command().try_get_matches_from(&args) {
         Ok(matches) => matches,
         Err(error) => return refuse(&error, &args),
     };
-    let host = Host::live();
     match matches.subcommand() {
-        Some(("demo-server", _)) => demo::serve(),
-        Some(("demo", matches)) => demo::run(matches, &host),
+        Some(("demo-server", _)) => demo::serve(found),
+        Some(("demo", matches)) => demo::run(matches, &host, found),
         Some(("table", matches)) => table::run(matches, &args, &host),
         Some(("doctor", matches)) => doctor::run(matches, &host),
         Some((name, matches)) if cli::CONTROL.iter().any(|control| control.name == name) => {
             control::run(name, matches)
         }
         _ => {
-            let defaults = Defaults { share: Share::Off, listen: None };
+            let defaults =
+                Defaults { share: Share::Off, listen: None, passed: !matches!(found, Ok(None)) };
             let settings = Settings::read(&matches, &host, defaults)?;
             if settings.dry_run {
                 size::report(&settings, &host)
             } else {
                 let read = move || Settings::read(&matches, &Host::live(), defaults);
-                run::run(&settings, &host, Box::new(read))
+                run::run(&settings, &host, found, Box::new(read))
             }
         }
     }

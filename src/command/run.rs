@@ -5,12 +5,12 @@ use std::io::{self, IsTerminal};
 use std::path::PathBuf;
 use std::time::Duration;
 
-use anyhow::anyhow;
 use tracing::{info, warn};
 
 use super::colored;
+use super::listeners::{self, Found};
 use super::size::{Sized, directory, environment, inherited, size};
-use crate::engine::{self, Check, Config, Environment, Prefix, Renewal, Surge, User};
+use crate::engine::{self, Check, Config, Environment, Manager, Prefix, Renewal, Surge, User};
 use crate::exit::{Failure, usage};
 use crate::fleet::{Policy, Readiness, Restart};
 use crate::log;
@@ -27,7 +27,12 @@ const READY_AFTER: Duration = Duration::from_secs(1);
 pub(super) type Read = Box<dyn Fn() -> Result<Settings, Failure>>;
 
 /// Runs the command that the settings name.
-pub(super) fn run(settings: &Settings, host: &Host, read: Read) -> Result<u8, Failure> {
+pub(super) fn run(
+    settings: &Settings,
+    host: &Host,
+    found: Found,
+    read: Read,
+) -> Result<u8, Failure> {
     if settings.command.is_empty() {
         return Err(usage(
             "no command given; run one with: throng-rs -- node server.js, or see the sizing report with: throng-rs --dry-run",
@@ -48,7 +53,7 @@ pub(super) fn run(settings: &Settings, host: &Host, read: Read) -> Result<u8, Fa
             "--template fills in who a worker is, and with --exec there is none; leave one of them out",
         ));
     }
-    start(settings, host, None, read, &|_| Ok(()))
+    start(settings, host, found, None, read, &|_| Ok(()))
 }
 
 /// What is run, and in what environment: all that a reload reads anew.
@@ -85,11 +90,11 @@ impl Prepared {
     }
 
     /// What the workers find in their environment.
-    fn workers_env(&self, settings: &Settings, addresses: &[Address]) -> Environment {
+    fn workers_env(&self, settings: &Settings, sockets: &[(Address, String)]) -> Environment {
         let plan = &self.sized.plan;
         let env = self.env.clone().without_ours();
         let mut env = env.with_share(plan.all_memory, plan.resources.cpu.usable);
-        for (name, value) in variables(addresses) {
+        for (name, value) in variables(sockets) {
             env.set(&name, value);
         }
         if let Some(Watchdog::Ping(every)) = &settings.workers.watchdog {
@@ -103,6 +108,7 @@ impl Prepared {
 pub(super) fn start(
     settings: &Settings,
     host: &Host,
+    found: Found,
     program: Option<PathBuf>,
     read: Read,
     announce: &dyn Fn(&Address) -> Result<(), Failure>,
@@ -121,12 +127,11 @@ pub(super) fn start(
         let message = format!("cannot execute {}: {error}", program.display());
         return Err(Failure::Command { status: engine::exec_status(&error), message });
     }
-    let listeners = settings.listen.iter().map(bind).collect::<Result<Vec<_>, _>>()?;
-    let addresses: Vec<Address> =
-        listeners.iter().map(|listener| listener.address.clone()).collect();
-    let env = prepared.workers_env(settings, &addresses);
-    for address in &addresses {
-        info!(event = "listening", address = %address, "listening on {address}");
+    let listeners = listeners::open(settings, found)?;
+    let sockets: Vec<(Address, String)> =
+        listeners.iter().map(|listener| (listener.address.clone(), listener.name())).collect();
+    let env = prepared.workers_env(settings, &sockets);
+    for (address, _) in &sockets {
         announce(address)?;
     }
     let renewal: Renewal = Box::new(move || {
@@ -134,7 +139,7 @@ pub(super) fn start(
             let host = Host::live();
             let settings = read()?;
             let prepared = Prepared::new(&settings, &host, program.clone())?;
-            let env = prepared.workers_env(&settings, &addresses);
+            let env = prepared.workers_env(&settings, &sockets);
             Ok((prepared.program, prepared.words, env))
         };
         again().map_err(|failure: Failure| failure.to_string())
@@ -222,6 +227,7 @@ fn configure(settings: &Settings, host: &Host, sized: &Sized, parts: Parts) -> C
         control: settings.operating.control.clone(),
         plan: sized.plan.to_json(),
         bound_by: sized.plan.bound_by.name(),
+        manager: Manager::from_env(host, workers, restart),
     }
 }
 
@@ -245,23 +251,6 @@ fn user(text: &str) -> Result<User, Failure> {
         )));
     }
     Ok(user)
-}
-
-fn bind(address: &Address) -> Result<Listener, Failure> {
-    Listener::bind(address).map_err(|error| {
-        let port = match address {
-            Address::Port(port) => Some(*port),
-            Address::Tcp(address) => Some(address.port()),
-            Address::Unix(_) => None,
-        };
-        let holder = if error.kind() == io::ErrorKind::AddrInUse {
-            port.and_then(engine::holder)
-        } else {
-            None
-        };
-        let holder = holder.map(|holder| format!("; {holder} listens there")).unwrap_or_default();
-        Failure::Other(anyhow!(error).context(format!("cannot listen on {address}{holder}")))
-    })
 }
 
 fn say_why(sized: &Sized) {

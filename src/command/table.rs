@@ -32,7 +32,7 @@ pub(super) fn run(matches: &ArgMatches, args: &[OsString], host: &Host) -> Resul
         None => None,
     };
     let inner = reparsed.as_ref().and_then(|matches| matches.subcommand_matches("table"));
-    let defaults = Defaults { share: Share::Off, listen: None };
+    let defaults = Defaults { share: Share::Off, listen: None, passed: false };
     let settings = Settings::read(inner.unwrap_or(matches), host, defaults)?;
     check(&settings)?;
     let env = inherited(&settings, host)?;

@@ -8,6 +8,7 @@ mod check;
 mod diagnose;
 mod environment;
 mod guard;
+mod manager;
 mod notify;
 mod obey;
 mod orphans;
@@ -20,6 +21,7 @@ mod say;
 mod signals;
 mod sink;
 mod spawn;
+mod standing;
 mod start;
 mod usage;
 mod user;
@@ -45,6 +47,7 @@ use tracing::warn;
 
 pub(crate) use check::Check;
 pub(crate) use environment::Environment;
+pub(crate) use manager::Manager;
 pub(crate) use ports::holder;
 pub(crate) use program::{find, replace};
 pub(crate) use room::Surge;
@@ -95,6 +98,8 @@ pub(crate) struct Config {
     /// The sizing report.
     pub(crate) plan: String,
     pub(crate) bound_by: &'static str,
+    /// Who started us and wants to know how we are.
+    pub(crate) manager: Option<Manager>,
 }
 
 /// Reads anew what a reload brings in: the program, its words and its environment. The error tells what
@@ -198,6 +203,7 @@ struct Engine {
     /// Children that were here before us: `sh -c 'helper & exec throng-rs …'`.
     strangers: Vec<Pid>,
     guard: Guard,
+    manager: Option<Manager>,
     exit: Option<u8>,
 }
 
@@ -225,6 +231,7 @@ impl Engine {
             config.listeners.iter().map(|listener| listener.fd.try_clone()).collect();
         let sockets = sockets.context("cannot copy a listening socket")?;
         let (user, dir) = (config.user.take(), config.dir.take());
+        let manager = config.manager.take();
         let spawner = Spawner::new(signals.inherited, user, dir, &sockets);
         let spawner = spawner.context("cannot prepare for starting workers")?;
         let notify = match NotifySocket::bind(&name) {
@@ -270,6 +277,7 @@ impl Engine {
             settled,
             strangers,
             guard,
+            manager,
             exit: None,
         })
     }
@@ -286,6 +294,9 @@ impl Engine {
         self.tell(Event::Start);
         let mut busy = true;
         loop {
+            if let Some(manager) = &mut self.manager {
+                manager.go_on();
+            }
             self.pass_own_lines();
             if let Some(status) = self.exit {
                 self.finish().await;
@@ -301,6 +312,7 @@ impl Engine {
             let deadline = self.fleet.deadline().map(|at| (self.started + at).into());
             let leftover = self.running.values().any(|running| running.reaped);
             let groups = leftover.then(|| tokio::time::Instant::now() + GROUP_CHECK);
+            let news = self.manager.as_ref().and_then(Manager::due).map(Into::into);
             tokio::select! {
                 biased;
                 received = signals.next() => self.signal(received.context("cannot read signals")?),
@@ -313,6 +325,7 @@ impl Engine {
                 // What is to be told is told at the beginning of each turn.
                 () = self.stdout.news() => {}
                 () = self.stderr.news() => {}
+                () = until(news) => {}
             }
         }
     }
@@ -324,6 +337,9 @@ impl Engine {
         let mut aged = Vec::new();
         while let Some(event) = events.pop() {
             for action in self.fleet.step(self.started.elapsed(), event) {
+                if let Some(manager) = &mut self.manager {
+                    manager.heed(&action);
+                }
                 match action {
                     Action::Spawn(to) => {
                         if let Err(why) = self.spawn(to) {

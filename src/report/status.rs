@@ -56,7 +56,7 @@ pub(crate) fn status(status: &Status) -> String {
     for slot in &status.vacant {
         let next = slot.retry_in_seconds.map(|time| format!("in {}", short(time)));
         let line = format!(
-            "{:>4} {:>7} {:8} {:>7} {:>8} {:>37}{}",
+            "{:>4} {:>7} {:8} {:>7} {:>8}{:>28}  {}",
             slot.id,
             "-",
             slot.state,

@@ -165,6 +165,8 @@ const SWITCH: &[(&str, Switch)] =
 pub(crate) struct Defaults {
     pub(crate) share: Share,
     pub(crate) listen: Option<&'static str>,
+    /// Whether a service manager passes sockets to us.
+    pub(crate) passed: bool,
 }
 
 impl Settings {
@@ -201,7 +203,7 @@ impl Settings {
             warnings,
         };
         settings.check_numbers(&layers)?;
-        settings.check_sockets(&layers)?;
+        settings.check_sockets(&layers, host, defaults.passed)?;
         Ok(settings)
     }
 
@@ -237,14 +239,21 @@ impl Settings {
         Ok(())
     }
 
-    fn check_sockets(&self, layers: &Layers<'_>) -> Result<(), Failure> {
+    fn check_sockets(&self, layers: &Layers<'_>, host: &Host, passed: bool) -> Result<(), Failure> {
         let (listen, share) = (layers.origin("listen"), layers.origin("share"));
         match (self.listen.is_empty(), self.share) {
             (false, Share::Off) => {
                 Err(usage(format!("{listen} needs --share fd, so that workers get the socket")))
             }
-            (true, Share::Fd) => {
-                Err(usage(format!("{share} is fd and needs --listen ADDR, the socket to share")))
+            (true, Share::Fd) if !passed => {
+                let foreign = if host.env("LISTEN_FDS").is_some() {
+                    "; LISTEN_FDS is set, but LISTEN_PID does not name this process: start throng-rs without a shell in between, or by exec"
+                } else {
+                    ""
+                };
+                Err(usage(format!(
+                    "{share} is fd and needs --listen ADDR, the socket to share{foreign}"
+                )))
             }
             (_, Share::Fd) if matches!(self.workers.ready, Ready::Listen | Ready::Http(_)) => {
                 let ready = layers.origin("ready");

@@ -1,23 +1,52 @@
-//! Taking over a socket that somebody else opened for us (`sd_listen_fds(3)`).
+//! Taking over descriptors that somebody else opened for us (`sd_listen_fds(3)`).
 #![expect(unsafe_code, reason = "a number in the environment becomes a descriptor")]
 
-use std::net::TcpListener;
-use std::os::fd::{BorrowedFd, FromRawFd};
+use std::os::fd::{BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::sync::atomic::{AtomicBool, Ordering};
 
-use nix::sys::socket::{getsockopt, sockopt::AcceptConn};
+use nix::fcntl::{FcntlArg, FdFlag, fcntl};
 
 use super::FIRST_FD;
 
-/// The first inherited listening socket, where `LISTEN_PID` says that it is for this process.
-pub(crate) fn inherited() -> Option<TcpListener> {
-    let number = |name| std::env::var(name).ok()?.parse::<u32>().ok();
-    let ours = number("LISTEN_PID") == Some(std::process::id()) && number("LISTEN_FDS") >= Some(1);
-    // SAFETY: borrowed for one call, which fails harmlessly where the number is not open.
-    let listens = || getsockopt(&unsafe { BorrowedFd::borrow_raw(FIRST_FD) }, AcceptConn);
-    if !ours || listens() != Ok(true) {
-        return None;
+static CLAIMED: AtomicBool = AtomicBool::new(false);
+
+/// Open descriptors from [`FIRST_FD`] on, in order, which nothing else in this process owns.
+#[derive(Debug)]
+pub(super) struct Claim(Vec<RawFd>);
+
+impl Claim {
+    /// Claims `count` descriptors. The error is the first number that is not open, or that has been
+    /// claimed before.
+    ///
+    /// To be called before this process opens anything, on the word of `LISTEN_PID`.
+    pub(super) fn lay(count: usize) -> Result<Self, RawFd> {
+        if CLAIMED.swap(true, Ordering::Relaxed) {
+            return Err(FIRST_FD);
+        }
+        let mut fds = Vec::new();
+        for fd in (FIRST_FD..RawFd::MAX).take(count) {
+            // SAFETY: borrowed for one call, which fails harmlessly where the number is not open.
+            let borrowed = unsafe { BorrowedFd::borrow_raw(fd) };
+            fcntl(borrowed, FcntlArg::F_GETFD).map_err(|_| fd)?;
+            fds.push(fd);
+        }
+        Ok(Self(fds))
     }
-    // SAFETY: whoever started us opened this descriptor for us alone, as LISTEN_PID says, it is a
-    // listening socket, and this function is called once.
-    Some(unsafe { TcpListener::from_raw_fd(FIRST_FD) })
+
+    pub(super) fn count(&self) -> usize {
+        self.0.len()
+    }
+
+    /// Owns them; a command that we start does not inherit them under these numbers.
+    pub(super) fn take(self) -> Vec<OwnedFd> {
+        let own = |fd| {
+            // SAFETY: it was open when it was claimed and whoever started us opened it for us alone,
+            // as LISTEN_PID says; a claim is laid once and ends here, so it gets one owner.
+            let fd = unsafe { OwnedFd::from_raw_fd(fd) };
+            // Fails for no open descriptor.
+            let _ = fcntl(&fd, FcntlArg::F_SETFD(FdFlag::FD_CLOEXEC));
+            fd
+        };
+        self.0.into_iter().map(own).collect()
+    }
 }

@@ -9,14 +9,14 @@ use super::listen::Address;
 /// `SD_LISTEN_FDS_START`.
 pub(crate) const FIRST_FD: i32 = 3;
 
-/// The variables for `addresses`, whose sockets a worker inherits from [`FIRST_FD`] on.
-pub(crate) fn variables(addresses: &[Address]) -> Vec<(String, String)> {
-    if addresses.is_empty() {
+/// The variables for `sockets`, each with its name, which a worker inherits from [`FIRST_FD`] on.
+pub(crate) fn variables(sockets: &[(Address, String)]) -> Vec<(String, String)> {
+    if sockets.is_empty() {
         return Vec::new();
     }
-    let count = addresses.len().to_string();
-    let numbered: Vec<_> = (FIRST_FD..).zip(addresses).collect();
-    let names: Vec<_> = addresses.iter().map(Address::name).collect();
+    let count = sockets.len().to_string();
+    let numbered: Vec<_> = (FIRST_FD..).zip(sockets.iter().map(|(address, _)| address)).collect();
+    let names: Vec<_> = sockets.iter().map(|(_, name)| name.as_str()).collect();
     let keys: Vec<_> =
         numbered.iter().map(|(fd, address)| format!("{}={fd}", starter_key(address))).collect();
     let mut found = vec![
@@ -48,11 +48,12 @@ mod tests {
 
     #[test]
     fn every_custom_is_served() {
-        let addresses: Vec<_> = ["127.0.0.1:80", "unix:/a:b"]
+        let sockets: Vec<_> = ["127.0.0.1:80", "unix:/a:b"]
             .iter()
             .map(|text| Address::parse(text).unwrap())
+            .map(|address| (address.clone(), address.name()))
             .collect();
-        let found = variables(&addresses);
+        let found = variables(&sockets);
         let value =
             |name: &str| found.iter().find(|(key, _)| key == name).map(|(_, value)| value.as_str());
         assert_eq!(value("LISTEN_FDS"), Some("2"));

@@ -67,12 +67,14 @@ impl fmt::Display for Address {
     }
 }
 
-/// A bound and listening socket; a Unix socket's file goes with it.
+/// A bound and listening socket; the file of a Unix socket that we bound goes with it.
 #[derive(Debug)]
 pub(crate) struct Listener {
     /// With the port that was really given, where 0 was asked for.
     pub(crate) address: Address,
     pub(crate) fd: OwnedFd,
+    /// What it is called by whoever passed it to us.
+    name: Option<String>,
     file: Option<SocketFile>,
 }
 
@@ -112,7 +114,7 @@ impl Listener {
 
     fn tcp(listener: TcpListener) -> io::Result<Self> {
         let address = Address::Tcp(listener.local_addr()?);
-        Ok(Self { address, fd: listener.into(), file: None })
+        Ok(Self { address, fd: listener.into(), name: None, file: None })
     }
 
     fn bind_unix(path: &Path) -> io::Result<Self> {
@@ -120,7 +122,29 @@ impl Listener {
         let listener = UnixListener::bind(path)?;
         let info = std::fs::metadata(path)?;
         let file = SocketFile { path: path.to_owned(), device: info.dev(), inode: info.ino() };
-        Ok(Self { address: Address::Unix(path.to_owned()), fd: listener.into(), file: Some(file) })
+        let address = Address::Unix(path.to_owned());
+        Ok(Self { address, fd: listener.into(), name: None, file: Some(file) })
+    }
+
+    /// One that somebody else bound and keeps: its file is theirs.
+    pub(super) fn passed(address: Address, fd: OwnedFd, name: Option<String>) -> Self {
+        Self { address, fd, name, file: None }
+    }
+
+    /// Its name in `LISTEN_FDNAMES`.
+    pub(crate) fn name(&self) -> String {
+        self.name.clone().unwrap_or_else(|| self.address.name())
+    }
+
+    /// Whether who wants to listen on `wanted` is served by it.
+    pub(crate) fn serves(&self, wanted: &Address) -> bool {
+        match (&self.address, wanted) {
+            // What a port alone asks for is every address.
+            (Address::Tcp(own), Address::Port(port)) => {
+                own.ip().is_unspecified() && own.port() == *port
+            }
+            (own, wanted) => own == wanted,
+        }
     }
 }
 
@@ -156,6 +180,20 @@ fn remove_stale(path: &Path) -> io::Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_passed_socket_serves_who_asks_for_its_address() {
+        let serves = |own: &str, wanted: &str| {
+            let fd = std::fs::File::open("/dev/null").unwrap().into();
+            let (own, wanted) = (Address::parse(own).unwrap(), Address::parse(wanted).unwrap());
+            Listener::passed(own, fd, None).serves(&wanted)
+        };
+        assert!(serves("127.0.0.1:80", "127.0.0.1:80"));
+        assert!(serves("[::]:80", "80") && serves("0.0.0.0:80", "80"));
+        assert!(serves("unix:/a", "unix:/a"));
+        assert!(!serves("127.0.0.1:80", "80") && !serves("127.0.0.1:80", "127.0.0.1:81"));
+        assert!(!serves("[::]:80", "0.0.0.0:80") && !serves("unix:/a", "unix:/b"));
+    }
 
     #[test]
     fn addresses() {

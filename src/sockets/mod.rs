@@ -3,7 +3,8 @@
 mod adopt;
 mod dialects;
 mod listen;
+mod passed;
 
-pub(crate) use adopt::inherited;
 pub(crate) use dialects::{FIRST_FD, variables};
 pub(crate) use listen::{Address, Listener};
+pub(crate) use passed::Passed;

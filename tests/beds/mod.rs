@@ -1,11 +1,12 @@
 //! The real test beds: a Docker engine of our own, and a Linux kernel with cgroup v2 in QEMU.
 //!
 //! The modules here only bring a bed up, talk to it and take it down again without a trace; what must hold in it is said in
-//! `tests/suite/docker.rs` and `tests/suite/qemu.rs`. `tests/beds/install` brings the packages and the kernel.
+//! `tests/suite/docker.rs`, `tests/suite/qemu.rs` and `tests/suite/systemd.rs`. `tests/beds/install` brings the packages and the kernel.
 
 pub(crate) mod docker;
 pub(crate) mod lines;
 pub(crate) mod qemu;
+pub(crate) mod systemd;
 
 use serde_json::Value;
 use std::env;

@@ -1,5 +1,5 @@
-//! A real Linux kernel with nothing but cgroup v2, in QEMU: boots an initramfs made of busybox, the static build and the scripts
-//! in `guest/`, and hands out the results that they print.
+//! A real Linux kernel with nothing but cgroup v2, in QEMU: boots an initramfs and hands out the results that it prints. The
+//! first guest is made here, of busybox, the static build and the scripts in `guest/`; `systemd.rs` makes another.
 
 use super::lines::Lines;
 use super::{busybox, command, copy, run, static_binary};
@@ -49,12 +49,16 @@ impl Results {
     }
 }
 
-/// Boots the guest, waits for its end and returns its results; an error says why it cannot be booted here.
+/// Boots a guest whose root file system `fill` makes, waits for its end and returns its results; an error says why it cannot be
+/// booted here. `append` goes to the end of the kernel's command line.
 ///
 /// # Panics
 ///
 /// Where the guest does not end in time.
-pub(crate) fn boot() -> Result<Results, String> {
+pub(crate) fn boot(
+    fill: impl FnOnce(&Path) -> Result<(), String>,
+    append: &str,
+) -> Result<Results, String> {
     if env::consts::ARCH != "x86_64" {
         return Err("the guest is an x86_64 machine".to_owned());
     }
@@ -63,7 +67,7 @@ pub(crate) fn boot() -> Result<Results, String> {
         .prefix("throng-qemu-")
         .tempdir()
         .map_err(|error| error.to_string())?;
-    let initramfs = initramfs(work.path())?;
+    let initramfs = initramfs(work.path(), fill)?;
     let console = work.path().join("console");
 
     let mut machine = Command::new(setpriv);
@@ -74,7 +78,7 @@ pub(crate) fn boot() -> Result<Results, String> {
         .args("-accel tcg -cpu max -m 512 -smp 2 -no-reboot -nodefaults -display none".split(' '));
     machine.arg("-serial").arg(format!("file:{}", console.display())).args(["-serial", "stdio"]);
     machine.arg("-kernel").arg(kernel).arg("-initrd").arg(initramfs);
-    machine.args(["-append", "console=ttyS0 panic=-1 quiet psi=1"]);
+    machine.arg("-append").arg(format!("console=ttyS0 panic=-1 quiet psi=1 {append}"));
 
     let mut lines = Lines::spawn(&mut machine)?;
     let read_console = || {
@@ -110,32 +114,48 @@ fn kernel() -> Result<PathBuf, String> {
     }
 }
 
-/// Packs the guest's root file system.
-fn initramfs(work: &Path) -> Result<PathBuf, String> {
+/// Packs a guest's root file system.
+fn initramfs(
+    work: &Path,
+    fill: impl FnOnce(&Path) -> Result<(), String>,
+) -> Result<PathBuf, String> {
     let root = work.join("root");
     for folder in ["proc", "sys", "dev", "tmp", "run", "bin"] {
         fs::create_dir_all(root.join(folder)).map_err(|error| error.to_string())?;
     }
-    copy(&static_binary()?, &root.join("throng-rs"))?;
     copy(&busybox()?, &root.join("bin/busybox"))?;
+    fill(&root)?;
+    let cpio = "find . | cpio -o -H newc --quiet > ../initramfs";
+    command("cpio")?;
+    run(Command::new("sh").args(["-c", cpio]).current_dir(&root))?;
+    Ok(work.join("initramfs"))
+}
+
+/// The guest of `guest/scenarios`, whose PID 1 is a script.
+pub(crate) fn scenarios(root: &Path) -> Result<(), String> {
+    copy(&static_binary()?, &root.join("throng-rs"))?;
     for (name, text) in SCRIPTS {
-        let script = root.join(name);
-        fs::write(&script, text).map_err(|error| error.to_string())?;
-        fs::set_permissions(&script, fs::Permissions::from_mode(0o755))
-            .map_err(|error| error.to_string())?;
+        script(&root.join(name), text)?;
     }
-    // busybox knows no cgroup namespaces, so the real unshare goes along with its libraries, which ldd names.
-    let unshare = command("unshare")?;
-    copy(&unshare, &root.join("usr/bin/unshare"))?;
-    let parts = run(Command::new(command("ldd")?).arg(&unshare))?;
+    // busybox knows no cgroup namespaces, so the real unshare goes along.
+    with_libraries(&command("unshare")?, &root.join("usr/bin/unshare"), root)
+}
+
+/// Writes an executable text file.
+pub(crate) fn script(path: &Path, text: &str) -> Result<(), String> {
+    fs::write(path, text).map_err(|error| error.to_string())?;
+    fs::set_permissions(path, fs::Permissions::from_mode(0o755)).map_err(|error| error.to_string())
+}
+
+/// Copies a program to `to` and its libraries, which ldd names, to their places below `root`.
+pub(crate) fn with_libraries(program: &Path, to: &Path, root: &Path) -> Result<(), String> {
+    copy(program, to)?;
+    let parts = run(Command::new(command("ldd")?).arg(program))?;
     for library in String::from_utf8_lossy(&parts.stdout)
         .split_whitespace()
         .filter(|word| word.starts_with('/'))
     {
         copy(Path::new(library), &root.join(library.trim_start_matches('/')))?;
     }
-    let cpio = "find . | cpio -o -H newc --quiet > ../initramfs";
-    command("cpio")?;
-    run(Command::new("sh").args(["-c", cpio]).current_dir(&root))?;
-    Ok(work.join("initramfs"))
+    Ok(())
 }

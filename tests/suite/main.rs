@@ -2,6 +2,7 @@
 
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on says so by a panic")]
 
+mod activation;
 mod architecture;
 #[path = "../beds/mod.rs"]
 mod beds;
@@ -13,6 +14,7 @@ mod faults;
 mod guarded;
 mod hosts;
 mod launch;
+mod manager;
 mod output;
 mod properties;
 mod qemu;
@@ -24,5 +26,6 @@ mod signals;
 mod sockets;
 mod supervise;
 mod support;
+mod systemd;
 mod table;
 mod terminal;

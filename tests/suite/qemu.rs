@@ -9,7 +9,7 @@ const MIB: u64 = 1 << 20;
 #[test]
 fn cgroup_v2_in_qemu() {
     let started = std::time::Instant::now();
-    let results = match qemu::boot() {
+    let results = match qemu::boot(qemu::scenarios, "") {
         Ok(results) => results,
         Err(reason) => return skip("cgroup_v2_in_qemu", &reason),
     };

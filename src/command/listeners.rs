@@ -1,0 +1,88 @@
+//! The sockets of a run: those that a service manager passed to us, and those that we bind.
+
+use std::io;
+
+use anyhow::anyhow;
+use tracing::{info, warn};
+
+use crate::engine;
+use crate::exit::{Failure, usage};
+use crate::settings::{Settings, Share};
+use crate::sockets::{Address, Listener, Passed};
+use crate::units::plural;
+
+/// What [`Passed::find`] found.
+pub(super) type Found = Result<Option<Passed>, String>;
+
+/// What the service manager passes to this process, if anything. Opens nothing, and comes first.
+pub(super) fn find(host: &crate::probe::Host) -> Found {
+    Passed::find(|name| host.env(name), std::process::id())
+}
+
+/// All sockets of the workers: the passed ones in their order, since a worker may know them by their
+/// numbers, then those of `--listen` that were not passed.
+pub(super) fn open(settings: &Settings, found: Found) -> Result<Vec<Listener>, Failure> {
+    if settings.share == Share::Off {
+        ignore(&found);
+        return Ok(Vec::new());
+    }
+    let mut listeners = Vec::new();
+    if let Some(passed) = found.map_err(usage)? {
+        if let Some(warning) = passed.warning() {
+            warn!(event = "sockets", "{warning}");
+        }
+        listeners = passed.adopt().map_err(usage)?;
+    }
+    for listener in &listeners {
+        let (address, name) = (&listener.address, listener.name());
+        info!(
+            event = "listening",
+            address = %address,
+            passed_as = name,
+            "listening on {address}, passed to us as \"{name}\""
+        );
+    }
+    for address in &settings.listen {
+        if !listeners.iter().any(|listener| listener.serves(address)) {
+            let listener = bind(address)?;
+            let address = &listener.address;
+            info!(event = "listening", address = %address, "listening on {address}");
+            listeners.push(listener);
+        }
+    }
+    Ok(listeners)
+}
+
+/// The sockets stay open as they are, for a worker that knows their numbers; nobody is told of them.
+fn ignore(found: &Found) {
+    match found {
+        Ok(None) => {}
+        Ok(Some(passed)) => warn!(
+            event = "sockets",
+            "{} passed to us (LISTEN_FDS), and workers are not told: add --share fd to hand them on",
+            match passed.count() {
+                1 => "1 socket was".to_owned(),
+                more =>
+                    format!("{} were", plural(u32::try_from(more).unwrap_or(u32::MAX), "socket")),
+            }
+        ),
+        Err(problem) => warn!(event = "sockets", "{problem}"),
+    }
+}
+
+fn bind(address: &Address) -> Result<Listener, Failure> {
+    Listener::bind(address).map_err(|error| {
+        let port = match address {
+            Address::Port(port) => Some(*port),
+            Address::Tcp(address) => Some(address.port()),
+            Address::Unix(_) => None,
+        };
+        let holder = if error.kind() == io::ErrorKind::AddrInUse {
+            port.and_then(engine::holder)
+        } else {
+            None
+        };
+        let holder = holder.map(|holder| format!("; {holder} listens there")).unwrap_or_default();
+        Failure::Other(anyhow!(error).context(format!("cannot listen on {address}{holder}")))
+    })
+}
