@@ -28,6 +28,7 @@ mod terminal;
 use std::env;
 use std::ffi::OsString;
 use std::fs;
+use std::panic::{self, AssertUnwindSafe};
 use std::process::{Command, ExitCode};
 
 use init::Init;
@@ -80,9 +81,14 @@ fn main() -> ExitCode {
 }
 
 fn run(row: rows::Row) -> Line {
-    let did = Init::COMPARED.into_iter().map(|init| (row.act)(init)).collect();
-    let kept = (row.act)(Init::Kept);
-    Line { row, did, kept }
+    let did = |init| {
+        panic::catch_unwind(AssertUnwindSafe(|| (row.act)(init))).unwrap_or_else(|why| {
+            eprintln!("this was under {init:?}: {}", row.what);
+            panic::resume_unwind(why)
+        })
+    };
+    let (all, kept) = (Init::COMPARED.map(did), did(Init::Kept));
+    Line { row, did: all.into(), kept }
 }
 
 fn only(text: &str) -> ExitCode {

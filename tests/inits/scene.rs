@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::{Signal, kill};
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
-use nix::unistd::{Pid, getpid, ttyname};
+use nix::unistd::{Pid, getpid};
 use procfs::process::{Process, Stat};
 
 use super::setting::{Pty, Setting};
@@ -21,7 +21,7 @@ use super::setting::{Pty, Setting};
 /// Far beyond what anything here takes: reached only where something hangs.
 const LIMIT: Duration = Duration::from_secs(30);
 /// So long is watched what does not happen.
-pub(crate) const WATCH: Duration = Duration::from_secs(2);
+pub(crate) const WATCH: Duration = Duration::from_secs(3);
 /// A signal that everybody passes on and nobody acts on. Of two that wait, the higher one is read last: when this one has come
 /// through, what was sent before has.
 pub(crate) const MARKER: i32 = 64;
@@ -125,31 +125,31 @@ impl Scene {
             let left = deadline.saturating_duration_since(Instant::now());
             match self.output.recv_timeout(left.min(GLANCE)) {
                 Ok(piece) => self.seen.push_str(&String::from_utf8_lossy(&piece)),
-                Err(_) if left.is_zero() => return Next::Nothing,
-                // What was written before the end has been read by now.
-                Err(RecvTimeoutError::Disconnected) => match self.end_within(left) {
-                    Some(status) => return Next::End(status),
-                    None => return Next::Nothing,
-                },
-                Err(RecvTimeoutError::Timeout) => {
-                    if let Some(status) = self.end_within(Duration::ZERO) {
-                        // A process that was left behind holds the pipe; what there is comes first.
-                        match self.output.recv_timeout(GLANCE) {
-                            Ok(piece) => self.seen.push_str(&String::from_utf8_lossy(&piece)),
-                            Err(_) => return Next::End(status),
-                        }
-                    }
+                // Whatever was written has been read.
+                Err(RecvTimeoutError::Disconnected) => {
+                    return self.end_within(left).map_or(Next::Nothing, Next::End);
                 }
+                Err(RecvTimeoutError::Timeout) if left.is_zero() => return Next::Nothing,
+                Err(RecvTimeoutError::Timeout) => self.let_go(),
             }
         }
     }
 
+    /// When the run is over nobody else may keep its terminal open, so that there is an end to what is read.
+    fn let_go(&mut self) {
+        if self.end_within(Duration::ZERO).is_some()
+            && let Some(terminal) = &mut self.terminal
+        {
+            terminal.theirs = None;
+        }
+    }
+
+    /// Waits for the text, and takes all up to it. Who writes it may outlive the init.
     #[track_caller]
     pub(crate) fn wait(&mut self, text: &str) {
-        match self.next(&[text], LIMIT) {
-            Next::Text(_) => {}
-            other => panic!("no {text:?} but {other:?}; seen: {:?}", self.seen),
-        }
+        self.sees(text);
+        let end = self.seen.find(text).unwrap() + text.len();
+        self.seen.drain(..end);
     }
 
     /// Waits until the text is there, and takes nothing.
@@ -158,8 +158,10 @@ impl Scene {
         let deadline = Instant::now() + LIMIT;
         while !self.seen.contains(text) {
             let left = deadline.saturating_duration_since(Instant::now());
-            let piece = self.output.recv_timeout(left).unwrap();
-            self.seen.push_str(&String::from_utf8_lossy(&piece));
+            match self.output.recv_timeout(left) {
+                Ok(piece) => self.seen.push_str(&String::from_utf8_lossy(&piece)),
+                Err(why) => panic!("no {text:?} ({why}); seen: {:?}", self.seen),
+            }
         }
     }
 
@@ -225,7 +227,7 @@ impl Scene {
 
     /// Makes the terminal another size.
     pub(crate) fn resize(&self) {
-        let name = ttyname(&self.terminal.as_ref().unwrap().theirs).unwrap();
+        let name = self.terminal.as_ref().unwrap().name();
         let status = Command::new("stty").arg("-F").arg(name).args(["rows", "33"]).status();
         assert!(status.unwrap().success(), "cannot resize a terminal");
     }

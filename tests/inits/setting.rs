@@ -102,7 +102,7 @@ impl Setting {
             add(&["--"]);
         }
         let pty = self.terminal.then(Pty::open);
-        let name = pty.as_ref().map_or(PathBuf::from("-"), |pty| ttyname(&pty.theirs).unwrap());
+        let name = pty.as_ref().map_or(PathBuf::from("-"), Pty::name);
         // Whoever runs this in the background ignores INT.
         add(&[
             &own(),
@@ -131,15 +131,19 @@ pub(crate) fn own() -> String {
 /// A terminal, whose other side stays open here too: without anybody on it there would be an end to read.
 pub(crate) struct Pty {
     pub(crate) ours: File,
-    pub(crate) theirs: OwnedFd,
+    pub(crate) theirs: Option<OwnedFd>,
 }
 
 impl Pty {
+    pub(crate) fn name(&self) -> PathBuf {
+        ttyname(self.theirs.as_ref().unwrap()).unwrap()
+    }
+
     fn open() -> Self {
         let pty = openpty(None, None).unwrap();
         for fd in [&pty.master, &pty.slave] {
             fcntl(fd, FcntlArg::F_SETFD(FdFlag::FD_CLOEXEC)).unwrap();
         }
-        Self { ours: File::from(pty.master), theirs: pty.slave }
+        Self { ours: File::from(pty.master), theirs: Some(pty.slave) }
     }
 }

@@ -58,11 +58,14 @@ fn watch(scene: &mut Scene, command: Pid) -> Seen {
     }
 }
 
-/// Whether the command is told to end or another one comes up: when it is ready, so not at once.
-fn restarts(scene: &mut Scene, before: usize) -> bool {
-    let init = scene.init();
-    let glance = Duration::from_millis(20);
-    within(2 * WATCH, || {
+/// Whether HUP made the command be told to end, or another one come up: when it is ready, so most often after the marker.
+fn restarts(scene: &mut Scene, number: i32, numbers: &[i32], before: usize) -> bool {
+    if number != Signal::SIGHUP as i32 || numbers.contains(&number) {
+        return false;
+    }
+    let (init, glance) = (scene.init(), Duration::from_millis(20));
+    let told = numbers.contains(&(Signal::SIGTERM as i32));
+    told || within(2 * WATCH, || {
         scene.next(&["got it 15"], glance) == Next::Text(0) || children(init).len() > before
     })
 }
@@ -79,15 +82,16 @@ pub(crate) fn signal(init: Init, number: i32) -> String {
         Seen::Ended(status) => format!("KILL, {status}"),
         Seen::Stopped => {
             send(pid, Signal::SIGCONT as i32);
-            let Seen::Got(_) = watch(&mut scene, command) else { panic!("it does not go on") };
+            // It is seen stopped for as long as it has not been told.
+            while !matches!(watch(&mut scene, command), Seen::Got(_)) {}
             "STOP, until CONT".to_owned()
+        }
+        Seen::Got(numbers) if restarts(&mut scene, number, &numbers, before) => {
+            "restarts the command".to_owned()
         }
         Seen::Got(numbers) if numbers == [number] => "passed on".to_owned(),
         Seen::Got(numbers) if numbers.is_empty() => {
             let more = children(pid).len() - before;
-            if number == Signal::SIGHUP as i32 && restarts(&mut scene, before) {
-                return "restarts the command".to_owned();
-            }
             if more == 0 { "nothing".to_owned() } else { format!("{more} worker more") }
         }
         Seen::Got(numbers) if numbers == [number, Signal::SIGCONT as i32] => {
