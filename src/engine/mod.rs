@@ -207,6 +207,7 @@ impl Engine {
         self.tell(Event::Start);
         let mut busy = true;
         loop {
+            self.guard.pass_on();
             self.pass_own_lines();
             if let Some(status) = self.exit {
                 self.finish().await;
