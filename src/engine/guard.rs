@@ -28,6 +28,9 @@ use watch::{RECORD, Record};
 /// after one that was refused.
 const PAUSE: Duration = Duration::from_secs(1);
 
+/// So many groups may be known by their mark alone for a moment.
+const AT_MOST: usize = 16;
+
 /// Our side of the guard.
 #[derive(Debug)]
 pub(super) struct Guard {
@@ -38,6 +41,8 @@ pub(super) struct Guard {
     /// The process groups of this run, for a guard that comes later.
     groups: BTreeSet<i32>,
     process: Option<Process>,
+    /// Records that wait for the end of the turn: each wakes the guard up, and a start has many.
+    pending: Vec<u8>,
     tried: Instant,
     /// A refusal has been told.
     told: bool,
@@ -66,6 +71,7 @@ impl Guard {
             mark,
             groups: BTreeSet::new(),
             process: None,
+            pending: Vec::new(),
             tried: Instant::now(),
             told: false,
         };
@@ -126,6 +132,8 @@ impl Guard {
         self.tried = Instant::now();
         match self.fork() {
             Ok(process) => {
+                // It has been told everything.
+                self.pending.clear();
                 let pid = process.pid.as_raw();
                 debug!(event = "guard", pid, "the guard is pid {pid}");
                 self.process = Some(process);
@@ -151,12 +159,20 @@ impl Guard {
         Ok(Process { pid, pipe: ours })
     }
 
-    /// Never waits: a guard that does not read its pipe is replaced by one that does.
     fn tell(&mut self, record: Record) {
-        let Some(process) = &self.process else { return };
         let bytes: [u8; RECORD] = record.into();
+        self.pending.extend(bytes);
+        if self.pending.len() >= AT_MOST * RECORD {
+            self.pass_on();
+        }
+    }
+
+    /// Tells the guard what is new. Never waits: one that does not read its pipe is replaced.
+    pub(super) fn pass_on(&mut self) {
+        let pending = std::mem::take(&mut self.pending);
+        let Some(process) = &self.process else { return };
         // So short a write is never torn (pipe(7)). Where the guard has just been killed, CHLD says so.
-        if write(&process.pipe, &bytes) == Err(Errno::EAGAIN) {
+        if !pending.is_empty() && write(&process.pipe, &pending) == Err(Errno::EAGAIN) {
             warn!(
                 event = "guard_stuck",
                 pid = process.pid.as_raw(),

@@ -294,6 +294,7 @@ impl Engine {
         self.tell(Event::Start);
         let mut busy = true;
         loop {
+            self.guard.pass_on();
             if let Some(manager) = &mut self.manager {
                 manager.go_on();
             }
