@@ -1,6 +1,7 @@
 //! The commands that drive a launcher that runs already, as clients of its control interface.
 
 use std::io::{self, Write};
+use std::time::Duration;
 
 use anyhow::{Context, anyhow};
 use clap::ArgMatches;
@@ -13,6 +14,11 @@ use crate::control::{Answer, Instance, NotOne, Scale, Selector};
 use crate::exit::{FAILURE, Failure, SUCCESS, usage};
 use crate::report;
 use crate::units::{parse_signal, plural, printable};
+
+/// How long an upgrade may take.
+const PATIENCE: Duration = Duration::from_secs(30);
+/// Between two looks at it.
+const PAUSE: Duration = Duration::from_millis(20);
 
 /// Whether the answer is printed as it came.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -54,6 +60,7 @@ async fn perform(name: &str, matches: &ArgMatches) -> Result<u8, Failure> {
         Order::Status => client.status(flag("check")).await,
         Order::Post { path, body } => client.post(name, &path, body).await,
         Order::Stop => client.stop().await,
+        Order::Upgrade => client.upgrade().await,
         Order::Logs(id) => client.logs(id, flag("follow")).await,
         Order::Events => client.events(flag("follow")).await,
     }
@@ -70,6 +77,7 @@ enum Order {
     Status,
     Post { path: String, body: Option<Value> },
     Stop,
+    Upgrade,
     Logs(Option<u32>),
     Events,
 }
@@ -91,7 +99,8 @@ impl Order {
             }
             "signal" => post("signal", Some(json!({ "signal": value, "worker": id }))),
             "restart" => post(&format!("workers/{}/restart", id.unwrap_or_default()), None),
-            "reload" | "upgrade" => post(name, None),
+            "reload" => post(name, None),
+            "upgrade" => Self::Upgrade,
             "stop" => Self::Stop,
             "logs" => Self::Logs(id),
             "events" => Self::Events,
@@ -140,6 +149,39 @@ impl Client {
         Ok(if check && !status.ready { FAILURE } else { SUCCESS })
     }
 
+    /// Waits until another program answers in the launcher's place.
+    async fn upgrade(&self) -> Result<u8, Failure> {
+        let before = self.instance.status().await.map_err(failed)?;
+        self.ask(Method::POST, "/v1/upgrade", None).await?;
+        let end = tokio::time::Instant::now() + PATIENCE;
+        let status = loop {
+            // Between the two programs nobody answers.
+            match self.instance.status().await {
+                Ok(status) if status.upgrades > before.upgrades => break status,
+                Ok(status) if status.upgrade_error != before.upgrade_error => {
+                    return Err(failed(status.upgrade_error.unwrap_or_default()));
+                }
+                _ if tokio::time::Instant::now() > end => {
+                    return Err(failed(
+                        "the launcher does not answer after the upgrade".to_owned(),
+                    ));
+                }
+                _ => tokio::time::sleep(PAUSE).await,
+            }
+        };
+        match self.form {
+            Form::Json => print(&format!(
+                "{}\n",
+                json!({ "version": status.version, "upgrades": status.upgrades })
+            ))?,
+            Form::Text => print(&format!(
+                "version {} runs in place of {}, with all workers\n",
+                status.version, before.version
+            ))?,
+        }
+        Ok(SUCCESS)
+    }
+
     async fn post(&self, name: &str, path: &str, body: Option<Value>) -> Result<u8, Failure> {
         let answer = self.ask(Method::POST, path, body).await?;
         if self.form == Form::Json {
@@ -158,10 +200,6 @@ impl Client {
             "signal" => format!("sent to {}", plural(number("signalled"), "worker")),
             "reload" => "all workers are replaced".to_owned(),
             "restart" => "the worker is replaced".to_owned(),
-            "upgrade" => format!(
-                "the launcher runs {} and kept its workers",
-                told["version"].as_str().unwrap_or("its new program")
-            ),
             _ => String::new(),
         };
         print(&format!("{text}\n"))?;

@@ -9,9 +9,11 @@ use tracing::{info, warn};
 
 use super::colored;
 use super::listeners::{self, Found};
-use super::size::{Sized, directory, environment, inherited, size};
-use crate::engine::{self, Check, Config, Environment, Manager, Prefix, Renewal, Surge, User};
-use crate::exit::{Failure, usage};
+use super::size::{self, Sized, directory, environment, size};
+use crate::engine::{
+    self, Check, Config, Environment, Manager, Prefix, Renewal, Resume, Surge, User,
+};
+use crate::exit::{Failure, SUCCESS, usage};
 use crate::fleet::{Policy, Readiness, Restart};
 use crate::log;
 use crate::plan::MOST_WORKERS;
@@ -26,11 +28,17 @@ const READY_AFTER: Duration = Duration::from_secs(1);
 /// Reads the settings, at the start and again for each reload.
 pub(super) type Read = Box<dyn Fn() -> Result<Settings, Failure>>;
 
+/// What was there before this program: sockets of a service manager, or a whole fleet.
+pub(super) struct Inherited {
+    pub(super) found: Found,
+    pub(super) resume: Option<Resume>,
+}
+
 /// Runs the command that the settings name.
 pub(super) fn run(
     settings: &Settings,
     host: &Host,
-    found: Found,
+    inherited: Inherited,
     read: Read,
 ) -> Result<u8, Failure> {
     if settings.command.is_empty() {
@@ -53,7 +61,7 @@ pub(super) fn run(
             "--template fills in who a worker is, and with --exec there is none; leave one of them out",
         ));
     }
-    start(settings, host, found, None, read, &|_| Ok(()))
+    start(settings, host, inherited, None, read, &|_| Ok(()))
 }
 
 /// What is run, and in what environment: all that a reload reads anew.
@@ -70,7 +78,7 @@ impl Prepared {
     fn new(settings: &Settings, host: &Host, program: Option<PathBuf>) -> Result<Self, Failure> {
         let words = settings.command.clone();
         let dir = directory(settings)?;
-        let mut env = inherited(settings, host)?;
+        let mut env = size::inherited(settings, host)?;
         let program = match (program, words.first()) {
             (Some(program), _) => program,
             (None, Some(word)) => engine::find(word, env.get("PATH"), &dir)?,
@@ -108,7 +116,7 @@ impl Prepared {
 pub(super) fn start(
     settings: &Settings,
     host: &Host,
-    found: Found,
+    inherited: Inherited,
     program: Option<PathBuf>,
     read: Read,
     announce: &dyn Fn(&Address) -> Result<(), Failure>,
@@ -117,7 +125,9 @@ pub(super) fn start(
     let prepared = Prepared::new(settings, host, program.clone())?;
     let user = settings.workers.user.as_deref().map(user).transpose()?;
     prepared.sized.check(settings)?;
-    say_why(&prepared.sized);
+    if inherited.resume.is_none() {
+        say_why(&prepared.sized);
+    }
     let dir = settings.workers.chdir.is_some().then(|| prepared.dir.clone());
     if settings.exec {
         let Prepared { program, words, env, .. } = prepared;
@@ -127,7 +137,11 @@ pub(super) fn start(
         let message = format!("cannot execute {}: {error}", program.display());
         return Err(Failure::Command { status: engine::exec_status(&error), message });
     }
-    let listeners = listeners::open(settings, found)?;
+    let Inherited { found, resume } = inherited;
+    if resume.as_ref().is_some_and(Resume::is_proof) {
+        return Ok(SUCCESS);
+    }
+    let listeners = listeners::open(settings, found, resume.as_ref())?;
     let sockets: Vec<(Address, String)> =
         listeners.iter().map(|listener| (listener.address.clone(), listener.name())).collect();
     let env = prepared.workers_env(settings, &sockets);
@@ -146,7 +160,7 @@ pub(super) fn start(
     });
     let Prepared { program, words, sized, .. } = prepared;
     let parts = Parts { program, words, env, user, dir, listeners, renewal };
-    Ok(engine::run(configure(settings, host, &sized, parts))?)
+    Ok(engine::run(configure(settings, host, &sized, parts), resume)?)
 }
 
 /// What was made from the settings on the way.

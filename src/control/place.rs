@@ -3,6 +3,7 @@
 use std::env;
 use std::fs::{self, DirBuilder};
 use std::io;
+use std::os::fd::OwnedFd;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
@@ -24,10 +25,15 @@ pub(crate) enum Place {
 pub(crate) struct Socket {
     pub(crate) listener: UnixListener,
     pub(crate) path: PathBuf,
+    /// Whether its file goes with it.
+    pub(crate) owns_file: bool,
 }
 
 impl Drop for Socket {
     fn drop(&mut self) {
+        if !self.owns_file {
+            return;
+        }
         // Already gone is as good.
         let _ = fs::remove_file(&self.path);
     }
@@ -40,7 +46,7 @@ impl Socket {
         match place {
             Place::Off => Ok(None),
             Place::Path(path) => match bind(path) {
-                Ok(listener) => Ok(Some(Self { listener, path: path.clone() })),
+                Ok(listener) => Ok(Some(Self { listener, path: path.clone(), owns_file: true })),
                 Err(error) => Err(format!("{}: {error}", path.display())),
             },
             Place::Default => {
@@ -48,13 +54,26 @@ impl Socket {
                 for folder in folders() {
                     let path = folder.join(&name);
                     match private(&folder).and_then(|()| bind(&path)) {
-                        Ok(listener) => return Ok(Some(Self { listener, path })),
+                        Ok(listener) => return Ok(Some(Self { listener, path, owns_file: true })),
                         Err(error) => tried.push(format!("{}: {error}", folder.display())),
                     }
                 }
                 Err(tried.join("; "))
             }
         }
+    }
+}
+
+impl Socket {
+    /// Goes on with one that an earlier program made, where it is still what is asked for.
+    pub(crate) fn adopt(fd: OwnedFd, path: &Path, place: &Place) -> Option<Self> {
+        let wanted = match place {
+            Place::Off => false,
+            Place::Default => true,
+            Place::Path(wanted) => wanted == path,
+        };
+        let listener = UnixListener::from(fd);
+        wanted.then(|| Self { listener, path: path.to_owned(), owns_file: false })
     }
 }
 

@@ -22,6 +22,10 @@ pub(crate) struct Status {
     /// How many the plan computed at the start.
     pub(crate) planned: u32,
     pub(crate) bound_by: String,
+    /// How often the launcher's own program has been replaced.
+    pub(crate) upgrades: u32,
+    /// Why the last program that was to come could not go on.
+    pub(crate) upgrade_error: Option<String>,
     pub(crate) rollout: Option<RolloutStatus>,
     /// Every live worker.
     pub(crate) workers: Vec<WorkerStatus>,

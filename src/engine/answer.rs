@@ -1,5 +1,6 @@
 //! What the control interface asks, answered from snapshots or passed to the fleet.
 
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -9,7 +10,7 @@ use tokio::sync::{broadcast, mpsc, oneshot};
 use tracing::{debug, warn};
 
 use super::spawn::send;
-use super::{Config, Engine, usage};
+use super::{Config, Engine, resume, usage};
 use crate::control::{
     self, Ask, Backend, Call, LastExit, Memory, Place, Reply, RolloutStatus, Scale, SlotStatus,
     Socket, Status, WorkerStatus,
@@ -36,20 +37,24 @@ pub(super) struct Control {
 impl Control {
     /// Begins to serve. Where none of the usual places can be had the run goes on without, and says so;
     /// a place that was asked for must be had.
-    pub(super) fn open(config: &Config) -> anyhow::Result<Self> {
+    pub(super) fn open(config: &Config, before: Option<&(i32, PathBuf)>) -> anyhow::Result<Self> {
         let (sender, calls) = mpsc::channel(WAITING);
         let output = broadcast::Sender::new(OUTPUT);
-        let socket = match (Socket::bind(&config.control), &config.control) {
-            (Ok(socket), _) => socket,
-            (Err(error), Place::Path(_)) => bail!("cannot make the control socket {error}"),
-            (Err(tried), _) => {
-                warn!(
-                    event = "no_control",
-                    "the control interface is off, as no socket could be made: {tried}"
-                );
-                None
-            }
-        };
+        let handed_down = before
+            .and_then(|(fd, path)| Socket::adopt(resume::own(Some(*fd))?, path, &config.control));
+        let bound = || Socket::bind(&config.control);
+        let socket =
+            match (handed_down.map_or_else(bound, |socket| Ok(Some(socket))), &config.control) {
+                (Ok(socket), _) => socket,
+                (Err(error), Place::Path(_)) => bail!("cannot make the control socket {error}"),
+                (Err(tried), _) => {
+                    warn!(
+                        event = "no_control",
+                        "the control interface is off, as no socket could be made: {tried}"
+                    );
+                    None
+                }
+            };
         if let Some(socket) = &socket {
             debug!(event = "control", path = %socket.path.display(), "control socket: {}", socket.path.display());
             let plan = config.plan.as_str().into();
@@ -112,7 +117,7 @@ impl Engine {
             }
             Ask::Signal { number, worker } => self.pass_signal(*number, *worker),
             Ask::Logs(slot) => self.logs(*slot),
-            Ask::Upgrade => Reply::Refused(501, "not there yet".to_owned()),
+            Ask::Upgrade => return self.upgrade(Some(answer)),
         };
         // Who asked may have gone.
         let _ = answer.send(reply);
@@ -235,6 +240,8 @@ impl Engine {
             stopping: view.stopping,
             target: view.target,
             planned: self.config.workers,
+            upgrades: self.upgrades,
+            upgrade_error: self.upgrade_error.clone(),
             bound_by: self.config.bound_by.to_owned(),
             rollout: rollout(&view),
             workers: workers.collect(),

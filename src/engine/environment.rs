@@ -14,6 +14,9 @@ const OURS: &[&str] = &[
     "NOTIFY_SOCKET",
     "WATCHDOG_USEC",
     "WATCHDOG_PID",
+    // Between two programs of ours.
+    super::upgrade::VARIABLE,
+    super::upgrade::ERROR,
 ];
 
 /// The variables of all workers.

@@ -11,7 +11,7 @@ mod watch;
 
 use std::collections::BTreeSet;
 use std::hash::{BuildHasher, Hasher, RandomState};
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
@@ -77,6 +77,35 @@ impl Guard {
         };
         guard.renew();
         guard
+    }
+
+    /// Goes on with a guard that runs, or starts one where none was left.
+    pub(super) fn resume(
+        mark: Vec<u8>,
+        wanted: bool,
+        process: Option<(Pid, OwnedFd)>,
+        groups: impl Iterator<Item = i32>,
+    ) -> Self {
+        let mut guard = Self {
+            wanted: wanted && getpid().as_raw() != 1,
+            mark,
+            groups: groups.collect(),
+            process: process.map(|(pid, pipe)| Process { pid, pipe }),
+            pending: Vec::new(),
+            tried: Instant::now(),
+            told: false,
+        };
+        guard.renew();
+        guard
+    }
+
+    /// What a successor goes on with: the pipe and the pid.
+    pub(super) fn hand_over(&self) -> Option<(BorrowedFd<'_>, Pid)> {
+        self.process.as_ref().map(|process| (process.pipe.as_fd(), process.pid))
+    }
+
+    pub(super) fn groups(&self) -> impl Iterator<Item = i32> {
+        self.groups.iter().copied()
     }
 
     /// The guard's own process, which is no orphan and no worker.

@@ -15,7 +15,7 @@ use nix::time::{ClockId, clock_gettime};
 use tracing::warn;
 
 use super::standing::{Standing, Turn};
-use crate::fleet::{Action, Restart};
+use crate::fleet::{Action, FleetView, Kind, Restart};
 use crate::probe::Host;
 
 /// After this a datagram that found no room is sent again.
@@ -95,6 +95,15 @@ impl Manager {
             retry: None,
             warned: false,
         })
+    }
+
+    /// Goes on where an earlier program of this process stood: it has been told of the start.
+    pub(super) fn resume(&mut self, view: &FleetView) {
+        let ready = view.workers.iter().filter(|worker| worker.ready);
+        let ready = ready.map(|worker| (worker.key, worker.slot)).collect();
+        let given_up = view.slots.iter().filter(|slot| slot.state == "failed");
+        let reloading = view.rollout.is_some_and(|(kind, _)| kind == Kind::Reload);
+        self.standing.resume(view.target, ready, given_up.map(|slot| slot.id).collect(), reloading);
     }
 
     /// Takes in what the fleet decided.
@@ -218,7 +227,7 @@ fn interval(host: &Host, own: u32) -> Result<Option<Duration>, String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::fleet::{Kind, Note, WorkerKey};
+    use crate::fleet::{Note, WorkerKey};
 
     fn host<'a>(env: impl IntoIterator<Item = (&'static str, &'a str)>) -> Host {
         Host::from_files(std::iter::empty::<(&str, &str)>()).with_env(env)

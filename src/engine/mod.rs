@@ -16,6 +16,7 @@ mod output;
 mod ports;
 mod program;
 mod reap;
+mod resume;
 mod room;
 mod say;
 mod signals;
@@ -23,6 +24,8 @@ mod sink;
 mod spawn;
 mod standing;
 mod start;
+mod state;
+mod upgrade;
 mod usage;
 mod user;
 mod watch;
@@ -43,7 +46,7 @@ use nix::sys::signal::Signal;
 use nix::unistd::Pid;
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 use tokio::task::LocalSet;
-use tracing::warn;
+use tracing::{error, warn};
 
 pub(crate) use check::Check;
 pub(crate) use environment::Environment;
@@ -52,6 +55,7 @@ pub(crate) use ports::holder;
 pub(crate) use program::{find, replace};
 pub(crate) use room::Surge;
 pub(crate) use start::exec_status;
+pub(crate) use upgrade::Resume;
 pub(crate) use user::User;
 
 use crate::control::Place;
@@ -62,10 +66,12 @@ use answer::Control;
 use check::Look;
 use guard::Guard;
 use notify::{Message, NotifySocket};
-use output::{Ring, Stream};
+use output::{LAST_WORDS, Ring, Stream};
 use signals::Signals;
 use sink::{Sink, StreamId, same_file};
 use spawn::{Spawner, forget_code, keep_zombies};
+use state::State;
+use upgrade::Proof;
 
 /// What to run, and how.
 pub(crate) struct Config {
@@ -114,14 +120,29 @@ pub(crate) enum Prefix {
     Colored,
 }
 
-/// Runs the fleet to its end and returns the exit status.
-pub(crate) fn run(mut config: Config) -> anyhow::Result<u8> {
+/// Runs the fleet to its end and returns the exit status; goes on with what an earlier program left,
+/// where there was one.
+pub(crate) fn run(mut config: Config, resume: Option<Resume>) -> anyhow::Result<u8> {
     keep_zombies().context("cannot reset SIGCHLD")?;
-    let strangers = orphans::children();
-    let name = guard::name();
+    let state = resume.as_ref().map(|resume| &resume.state);
+    let strangers = match state {
+        Some(state) => state.strangers.iter().copied().map(Pid::from_raw).collect(),
+        None => orphans::children(),
+    };
+    let name = state.map_or_else(guard::name, |state| state.name.clone());
     config.env.set("NOTIFY_SOCKET", &name);
-    // As early as can be: it is a copy of us as we are.
-    let guard = Guard::start(format!("NOTIFY_SOCKET={name}").into_bytes(), !config.terminal);
+    let mark = format!("NOTIFY_SOCKET={name}").into_bytes();
+    let wanted = !config.terminal;
+    let guard = match state {
+        Some(state) => {
+            let process = state
+                .guard
+                .and_then(|(pipe, pid)| Some((Pid::from_raw(pid), resume::own(Some(pipe))?)));
+            Guard::resume(mark, wanted, process, state.groups.iter().copied())
+        }
+        // As early as can be: it is a copy of us as we are.
+        None => Guard::start(mark, wanted),
+    };
     let settled = Arc::new(AtomicBool::new(false));
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
@@ -137,7 +158,14 @@ pub(crate) fn run(mut config: Config) -> anyhow::Result<u8> {
         .build();
     let runtime = runtime.context("cannot start the event loop")?;
     let status = LocalSet::new().block_on(&runtime, async {
-        Engine::new(config, settled, strangers, guard, name)?.run().await
+        let base = Base { settled, strangers, guard, name };
+        let mut engine = Engine::new(config, base, resume.as_ref().map(|resume| &resume.state))?;
+        if let Some(resume) = resume {
+            engine.take_up(&resume)?;
+        } else if let Some(status) = engine.begin().await? {
+            return Ok(status);
+        }
+        engine.run().await
     });
     log::release();
     status
@@ -165,7 +193,7 @@ struct Running {
 impl Running {
     /// The last of what it wrote, where we read it.
     fn last_words(&self) -> Vec<u8> {
-        let mut words = self.ring.borrow().since(self.words_from);
+        let mut words = self.ring.borrow().since(self.words_from, LAST_WORDS);
         words.extend(self.streams.iter().flat_map(|stream| stream.unfinished()));
         words
     }
@@ -204,6 +232,15 @@ struct Engine {
     strangers: Vec<Pid>,
     guard: Guard,
     manager: Option<Manager>,
+    /// The file of the program that takes our place in an upgrade.
+    successor: PathBuf,
+    proof: Option<Proof>,
+    /// The proof has succeeded.
+    proven: bool,
+    /// How often our program has been replaced.
+    upgrades: u32,
+    /// Why the last one that was to come could not.
+    upgrade_error: Option<String>,
     exit: Option<u8>,
 }
 
@@ -215,16 +252,22 @@ const GROUP_CHECK: Duration = Duration::from_millis(100);
 /// Our own lines, beside those of the workers.
 const OWN_LINES: StreamId = StreamId(0);
 
+/// What is there before the engine.
+struct Base {
+    settled: Arc<AtomicBool>,
+    strangers: Vec<Pid>,
+    guard: Guard,
+    name: String,
+}
+
 impl Engine {
-    fn new(
-        mut config: Config,
-        settled: Arc<AtomicBool>,
-        strangers: Vec<Pid>,
-        guard: Guard,
-        name: String,
-    ) -> anyhow::Result<Self> {
+    fn new(mut config: Config, base: Base, state: Option<&State>) -> anyhow::Result<Self> {
+        let Base { settled, strangers, guard, name } = base;
         let hup_ignored = signals::was_ignored(Signal::SIGHUP);
-        let signals = Signals::block().context("cannot collect signals")?;
+        let mut signals = Signals::block().context("cannot collect signals")?;
+        if let Some(state) = state {
+            signals.inherited = resume::mask(&state.mask);
+        }
         // Orphans of a worker come to us and not to PID 1.
         set_child_subreaper(true).context("cannot become a subreaper")?;
         let sockets: io::Result<Vec<_>> =
@@ -233,8 +276,11 @@ impl Engine {
         let (user, dir) = (config.user.take(), config.dir.take());
         let manager = config.manager.take();
         let spawner = Spawner::new(signals.inherited, user, dir, &sockets);
-        let spawner = spawner.context("cannot prepare for starting workers")?;
-        let notify = match NotifySocket::bind(&name) {
+        let mut spawner = spawner.context("cannot prepare for starting workers")?;
+        let handed_down = state.and_then(|state| resume::own(state.notify));
+        let notify = match handed_down
+            .map_or_else(|| NotifySocket::bind(&name), NotifySocket::adopt)
+        {
             Ok(socket) => Some(Rc::new(socket)),
             Err(error) => {
                 warn!(event = "no_notify", "nobody listens at the workers' NOTIFY_SOCKET: {error}");
@@ -253,16 +299,27 @@ impl Engine {
         };
         tokio::task::spawn_local(Rc::clone(&stdout).serve());
         log::hold();
-        let control = Control::open(&config)?;
+        let control = Control::open(&config, state.and_then(|state| state.control.as_ref()))?;
+        let policy = config.policy.clone();
+        let fleet = match state {
+            Some(state) => {
+                spawner.limits = state.limits;
+                Fleet::restore(policy, state.fleet.clone())
+            }
+            None => Fleet::new(policy, config.workers),
+        };
+        let elapsed = state.map_or(Duration::ZERO, |state| state.elapsed);
+        let now = Instant::now();
         Ok(Self {
-            fleet: Fleet::new(config.policy.clone(), config.workers),
+            fleet,
             config,
             spawner,
             signals: Rc::new(signals),
             name,
             notify,
             inbox: unbounded_channel(),
-            started: Instant::now(),
+            // The fleet's times go on where they were.
+            started: now.checked_sub(elapsed).unwrap_or(now),
             running: BTreeMap::new(),
             stdout,
             stderr,
@@ -278,6 +335,11 @@ impl Engine {
             strangers,
             guard,
             manager,
+            successor: upgrade::successor(),
+            proof: None,
+            proven: false,
+            upgrades: 0,
+            upgrade_error: None,
             exit: None,
         })
     }
@@ -286,14 +348,46 @@ impl Engine {
         self.started.elapsed()
     }
 
-    async fn run(mut self) -> anyhow::Result<u8> {
+    /// The first start of all; a status where the run is over already.
+    async fn begin(&mut self) -> anyhow::Result<Option<u8>> {
         if let Some(status) = self.before().await? {
             self.finish().await;
-            return Ok(status);
+            return Ok(Some(status));
         }
         self.tell(Event::Start);
+        Ok(None)
+    }
+
+    /// Goes on with what an earlier program left.
+    fn take_up(&mut self, resume: &Resume) -> anyhow::Result<()> {
+        self.restore(&resume.state)?;
+        // From here on there is no way back, and nothing that could fail.
+        if let Some(way_back) = resume.way_back() {
+            way_back.close(&resume.state);
+        }
+        self.spawner.hold_places();
+        for (listener, state) in self.config.listeners.iter_mut().zip(&resume.state.listeners) {
+            if state.file {
+                listener.own_file();
+            }
+        }
+        if let Some(socket) = &mut self.control.socket {
+            socket.owns_file = true;
+        }
+        self.work_on(&resume.state);
+        Ok(())
+    }
+
+    async fn run(mut self) -> anyhow::Result<u8> {
         let mut busy = true;
         loop {
+            if std::mem::take(&mut self.proven) {
+                // Answers that are ready go out first.
+                reap::some_turns().await;
+                let error = self.become_successor();
+                error!(event = "upgrade_failed", "no upgrade: {error:#}");
+                self.upgrade_error = Some(format!("{error:#}"));
+            }
             self.guard.pass_on();
             if let Some(manager) = &mut self.manager {
                 manager.go_on();
@@ -327,6 +421,7 @@ impl Engine {
                 () = self.stdout.news() => {}
                 () = self.stderr.news() => {}
                 () = until(news) => {}
+                () = until(self.proof.as_ref().map(|proof| proof.deadline)) => self.end_proof(),
             }
         }
     }

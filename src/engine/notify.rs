@@ -4,7 +4,7 @@
 //! The kernel says who sent each message; only processes of our own workers are heard.
 
 use std::io::{self, IoSliceMut};
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::net::{SocketAddr, UnixDatagram};
 use std::time::Duration;
@@ -53,6 +53,10 @@ impl NotifySocket {
         setsockopt(&socket, PassCred, &true)?;
         let fd = watch(OwnedFd::from(socket), Interest::READABLE).map_err(|(_, error)| error)?;
         Ok(Self { fd })
+    }
+
+    pub(crate) fn fd(&self) -> BorrowedFd<'_> {
+        self.fd.get_ref().as_fd()
     }
 
     /// The next message.

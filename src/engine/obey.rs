@@ -6,7 +6,6 @@ use std::io;
 use nix::errno::Errno;
 use nix::sys::signal::{SigSet, SigmaskHow, Signal, kill, killpg, raise, sigprocmask};
 use nix::unistd::{getpgrp, getpid, tcgetpgrp, tcsetpgrp};
-use tracing::warn;
 
 use super::Engine;
 use super::reap::group_lives;
@@ -75,10 +74,7 @@ impl Engine {
             Signal::SIGCONT => self.go_on(),
             // The kernel speaks to us alone there: a window has changed, we wrote to nobody.
             Signal::SIGTTIN | Signal::SIGTTOU | Signal::SIGPIPE => {}
-            Signal::SIGUSR2 => warn!(
-                event = "signal",
-                "USR2 is kept for an upgrade of throng-rs itself and is not passed on"
-            ),
+            Signal::SIGUSR2 => self.upgrade(None),
             _ if received.by_process => self.pass_on(received.number),
             _ => {}
         }

@@ -6,7 +6,7 @@
 use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
 use std::io;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::rc::Rc;
 use std::sync::Arc;
 
@@ -24,7 +24,7 @@ use super::watch::watch;
 /// A line that is longer is not kept together.
 const LONGEST_LINE: usize = 64 << 10;
 /// How many of a worker's last bytes a diagnosis looks at.
-const LAST_WORDS: usize = 4 << 10;
+pub(crate) const LAST_WORDS: usize = 4 << 10;
 /// What all rings together may keep, within the bounds of each.
 const ALL_RINGS: usize = 512 << 10;
 const SMALLEST_RING: usize = 4 << 10;
@@ -77,9 +77,18 @@ impl Ring {
         bytes
     }
 
-    /// The last of what came after `start`.
-    pub(crate) fn since(&self, start: u64) -> Vec<u8> {
-        let wanted = usize::try_from(self.total - start).unwrap_or(usize::MAX).min(LAST_WORDS);
+    /// Goes on with what another one had.
+    pub(crate) fn restore(most: usize, total: u64, bytes: &[u8]) -> Self {
+        Self { bytes: bytes.iter().copied().collect(), most, total }
+    }
+
+    pub(crate) fn most(&self) -> usize {
+        self.most
+    }
+
+    /// The last of what came after `start`, at most so much.
+    pub(crate) fn since(&self, start: u64, most: usize) -> Vec<u8> {
+        let wanted = usize::try_from(self.total - start).unwrap_or(usize::MAX).min(most);
         let skipped = self.bytes.len().saturating_sub(wanted);
         self.bytes.iter().skip(skipped).copied().collect()
     }
@@ -170,6 +179,31 @@ impl Stream {
             }
         }
         self.push_partial();
+    }
+
+    pub(crate) fn id(&self) -> StreamId {
+        self.id
+    }
+
+    pub(crate) fn fd(&self) -> BorrowedFd<'_> {
+        self.fd.get_ref().as_fd()
+    }
+
+    pub(crate) fn slot(&self) -> u32 {
+        self.record.slot
+    }
+
+    pub(crate) fn writes_to(&self, sink: &Rc<Sink>) -> bool {
+        Rc::ptr_eq(&self.sink, sink)
+    }
+
+    pub(crate) fn partial(&self) -> Vec<u8> {
+        self.partial.borrow().clone()
+    }
+
+    /// Goes on with the beginning of a line that another program has read.
+    pub(crate) fn go_on_with(&self, partial: Vec<u8>) {
+        *self.partial.borrow_mut() = partial;
     }
 
     /// Whether nothing more will come.

@@ -35,7 +35,11 @@ impl Engine {
                     ended.push((*key, how));
                 }
                 (Some(_), Change::Stopped) => self.stopped_by_terminal(),
-                (None, change) => self.guard.heard(pid, change),
+                (None, change) => {
+                    if !self.proved(pid, change) {
+                        self.guard.heard(pid, change);
+                    }
+                }
             }
             if turn >= AT_ONCE {
                 // Others have their turn, and then the rest.
@@ -118,11 +122,16 @@ impl Engine {
             self.stdout.drained().await;
             self.stderr.drained().await;
             // Answers that are ready are written by their tasks: each has a few turns to do it.
-            for _ in 0..LAST_TURNS {
-                tokio::task::yield_now().await;
-            }
+            some_turns().await;
         };
         let _ = tokio::time::timeout(LAST_FLUSH, drained).await;
+    }
+}
+
+/// Lets the tasks of the control interface write what is ready.
+pub(super) async fn some_turns() {
+    for _ in 0..LAST_TURNS {
+        tokio::task::yield_now().await;
     }
 }
 

@@ -134,6 +134,20 @@ impl Sink {
         }
     }
 
+    /// What the reader has not taken yet.
+    pub(crate) fn unwritten(&self) -> Vec<u8> {
+        let state = self.state.borrow();
+        state.waiting[state.written..].to_vec()
+    }
+
+    /// Goes on with what another program has left.
+    pub(crate) fn go_on_with(&self, unwritten: Vec<u8>) {
+        if !unwritten.is_empty() {
+            self.state.borrow_mut().waiting.extend(unwritten);
+            self.work.notify_one();
+        }
+    }
+
     /// Whether the workers must wait for the reader.
     pub(crate) fn is_full(&self) -> bool {
         let state = self.state.borrow();

@@ -8,7 +8,7 @@
 use std::ffi::{CStr, CString, OsString};
 use std::fs::OpenOptions;
 use std::io::{self, Write};
-use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::process::CommandExt;
 use std::path::Path;
@@ -43,8 +43,8 @@ pub(crate) struct Spawner {
     /// Inherited from [`FIRST_FD`] on; what follows the listening sockets is a channel.
     pub(crate) descriptors: Vec<OwnedFd>,
     /// Open files at the places where the descriptors will be put, so that nothing else gets there.
-    _places: Vec<OwnedFd>,
-    limits: (u64, u64),
+    places: Vec<OwnedFd>,
+    pub(crate) limits: (u64, u64),
     oom_score: Option<i32>,
 }
 
@@ -77,20 +77,24 @@ impl Spawner {
         let end = FIRST_FD + i32::try_from(descriptors.len()).unwrap_or(0);
         let descriptors: Vec<OwnedFd> =
             descriptors.iter().map(|fd| above(fd, end)).collect::<io::Result<_>>()?;
-        let mut places = Vec::new();
-        if !descriptors.is_empty() {
-            // Each open takes the lowest free number, so this fills every gap below `end`.
-            loop {
-                let place: OwnedFd = OpenOptions::new().read(true).open("/dev/null")?.into();
-                if place.as_raw_fd() >= end {
-                    break;
-                }
-                places.push(place);
-            }
-        }
         let oom_score = std::fs::read_to_string("/proc/self/oom_score_adj").ok();
         let oom_score = oom_score.and_then(|text| text.trim().parse().ok());
-        Ok(Self { mask, user, dir, descriptors, _places: places, limits, oom_score })
+        let mut spawner =
+            Self { mask, user, dir, descriptors, places: Vec::new(), limits, oom_score };
+        spawner.hold_places();
+        Ok(spawner)
+    }
+
+    /// Fills every number that a worker's descriptors will have, so that nothing else gets there.
+    pub(crate) fn hold_places(&mut self) {
+        let end = FIRST_FD + i32::try_from(self.descriptors.len()).unwrap_or(0);
+        // Each open takes the lowest free number. Where none is left, none of those is free either.
+        while !self.descriptors.is_empty()
+            && let Ok(place) = OpenOptions::new().read(true).open("/dev/null")
+            && place.as_raw_fd() < end
+        {
+            self.places.push(place.into());
+        }
     }
 
     /// Starts a process and returns its pid. The caller reaps it.
@@ -132,7 +136,7 @@ impl Spawner {
 }
 
 /// A copy of `fd` that is at least `end`, closed on exec.
-fn above(fd: &OwnedFd, end: RawFd) -> io::Result<OwnedFd> {
+pub(crate) fn above(fd: &impl AsFd, end: RawFd) -> io::Result<OwnedFd> {
     use std::os::fd::FromRawFd;
     let copy = nix::fcntl::fcntl(fd, nix::fcntl::FcntlArg::F_DUPFD_CLOEXEC(end))?;
     // SAFETY: fcntl just returned this descriptor, and nothing else owns it.

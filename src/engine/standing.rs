@@ -54,6 +54,26 @@ impl Standing {
         }
     }
 
+    /// Goes on where another one stood.
+    pub(super) fn resume(
+        &mut self,
+        target: u32,
+        ready: BTreeMap<WorkerKey, u32>,
+        given_up: BTreeSet<u32>,
+        reloading: bool,
+    ) {
+        self.target = target;
+        // A start that was not over yet is over when the rest is ready.
+        let serving = ready.values().collect::<BTreeSet<_>>().len() + given_up.len();
+        self.phase = match reloading {
+            true => Phase::Reloading,
+            false if serving >= target as usize => Phase::Running,
+            false => Phase::Starting,
+        };
+        self.decided = ready.values().chain(&given_up).copied().collect();
+        (self.ready, self.given_up) = (ready, given_up);
+    }
+
     /// Takes in what the fleet decided; the answer is the turn that this is.
     pub(super) fn take(&mut self, action: &Action) -> Option<Turn> {
         match action {

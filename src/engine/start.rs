@@ -61,7 +61,7 @@ impl Engine {
         } else {
             self.config.words.clone()
         };
-        let record = self.record(to);
+        let record = self.record(to.slot, to.count);
         let words_from = record.ring.borrow().total();
         let mut streams = Vec::new();
         // A single worker writes by itself: there is nobody to mix with, and nothing to copy.
@@ -99,9 +99,7 @@ impl Engine {
         }
         self.streams.retain(|stream| !stream.has_ended());
         for stream in &streams {
-            self.streams.push(Rc::clone(stream));
-            let stream = Rc::clone(stream);
-            tokio::task::spawn_local(async move { stream.serve().await });
+            self.watch_stream(stream);
         }
         let look = self.look_for_readiness(to.worker, pid);
         Ok(Running {
@@ -119,13 +117,20 @@ impl Engine {
     }
 
     /// Where its output is kept: with that of those who were in the slot before.
-    fn record(&mut self, to: Assignment) -> Record {
-        let ring = self.rings.entry(to.slot);
-        let ring = ring.or_insert_with(|| Rc::new(RefCell::new(Ring::new(to.count))));
-        Record { slot: to.slot, ring: Rc::clone(ring), news: self.control.output.clone() }
+    pub(super) fn record(&mut self, slot: u32, count: u32) -> Record {
+        let ring = self.rings.entry(slot);
+        let ring = ring.or_insert_with(|| Rc::new(RefCell::new(Ring::new(count))));
+        Record { slot, ring: Rc::clone(ring), news: self.control.output.clone() }
     }
 
-    fn prefix(&self, slot: u32) -> Vec<u8> {
+    /// Reads a stream until its end.
+    pub(super) fn watch_stream(&mut self, stream: &Rc<Stream>) {
+        self.streams.push(Rc::clone(stream));
+        let stream = Rc::clone(stream);
+        tokio::task::spawn_local(async move { stream.serve().await });
+    }
+
+    pub(super) fn prefix(&self, slot: u32) -> Vec<u8> {
         // Six colours that are read on dark and light ground.
         let color = 31 + slot % 6;
         match self.config.prefix {

@@ -24,13 +24,6 @@ pub(crate) struct Saved {
     last_failure: Option<u8>,
 }
 
-impl Saved {
-    /// The workers that it knows.
-    pub(crate) fn keys(&self) -> impl Iterator<Item = WorkerKey> {
-        self.workers.iter().map(|(key, _)| *key)
-    }
-}
-
 impl Fleet {
     pub(crate) fn save(&self) -> Saved {
         Saved {

@@ -38,15 +38,18 @@ pub(crate) fn watch() -> broadcast::Receiver<Kept> {
     WATCHERS.get_or_init(|| broadcast::Sender::new(KEPT)).subscribe()
 }
 
-/// Goes on with the number after `last`, and with what was kept before it.
-pub(crate) fn restore(last: u64, kept: Vec<(u64, String, String)>) {
+/// Puts facts of an earlier program, each with its number and name, before those of this one, which
+/// are numbered on.
+pub(crate) fn restore(before: Vec<(u64, String, String)>) {
     let mut state = STATE.lock().unwrap_or_else(PoisonError::into_inner);
-    let kept = kept.into_iter().map(|(number, name, json)| Kept {
+    let last = before.last().map_or(0, |(number, _, _)| *number);
+    let before = before.into_iter().map(|(number, name, json)| Kept {
         number,
         name: name.into(),
         json: json.into(),
     });
-    *state = (last, kept.collect());
+    // What this one has said so far is about its own start, and has been said before.
+    *state = (last, before.collect());
 }
 
 /// Takes every fact that has a name, whatever level is printed.

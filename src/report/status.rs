@@ -136,6 +136,8 @@ mod tests {
             target: 1000,
             planned: 4,
             bound_by: "memory".to_owned(),
+            upgrades: 0,
+            upgrade_error: None,
             rollout: None,
             workers: vec![worker],
             vacant: vec![SlotStatus {

@@ -29,3 +29,4 @@ mod support;
 mod systemd;
 mod table;
 mod terminal;
+mod upgrade;
