@@ -47,7 +47,7 @@ pub(crate) fn adoption(init: Init) -> String {
 
 /// The command leaves a process in its group and ends with 4.
 fn leaves(init: Init) -> (Scene, Pid) {
-    let setting = Setting::new(init).ours(&["--grace", "1s"]).below();
+    let setting = Setting::new(init).ours(&["--grace", "3s"]).below();
     let mut scene = setting.own(&[LEAVE, "4"]);
     let left = scene.up("left");
     (scene, left)

@@ -3,7 +3,7 @@
 const CLEAN: &str = "a stop that was asked for and obeyed is a success, whatever the command returned: Docker, systemd and \
     Kubernetes, which ask for it, take it so. (`tini -e 143` does it for one status.)";
 
-const GRACE: &str = "who ignores a stop gets KILL at the end of `--grace` (8 s; here 1 s), and the status says so as `timeout -k` does. \
+const GRACE: &str = "who ignores a stop gets KILL at the end of `--grace` (8 s, if nothing else is said), and the status says so as `timeout -k` does. \
     Under tini the engine's own KILL comes later, and takes everything at once.";
 
 const GROUP: &str = "there is no `-g`. The stop signal goes to the command; what is left of its group when it has ended gets it too, and KILL \

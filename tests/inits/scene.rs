@@ -204,8 +204,12 @@ impl Scene {
 
     #[track_caller]
     pub(crate) fn end(&mut self) -> i32 {
-        let status = self.end_within(LIMIT);
-        status.unwrap_or_else(|| panic!("does not end; seen: {:?}", self.seen))
+        if let Some(status) = self.end_within(LIMIT) {
+            return status;
+        }
+        let more: Vec<u8> = self.output.try_iter().flatten().collect();
+        let there = below(self.pid);
+        panic!("{there} does not end; seen: {:?}{:?}", self.seen, String::from_utf8_lossy(&more))
     }
 
     /// Everything that came, when it is over.
@@ -284,6 +288,13 @@ fn all() -> Vec<Stat> {
 pub(crate) fn children(parent: Pid) -> Vec<Pid> {
     let theirs = all().into_iter().filter(|stat| stat.ppid == parent.as_raw());
     theirs.map(|stat| Pid::from_raw(stat.pid)).collect()
+}
+
+/// A process with all below it, for a message: `unshare S (tini S (sleep T))`.
+fn below(pid: Pid) -> String {
+    let Some(stat) = stat(pid) else { return String::new() };
+    let inner: Vec<String> = children(pid).into_iter().map(below).collect();
+    format!("{} {} ({})", stat.comm, stat.state, inner.join(" "))
 }
 
 /// Nothing where it has gone.

@@ -61,7 +61,7 @@ pub(crate) fn died(init: Init) -> String {
 }
 
 pub(crate) fn ignored(init: Init) -> String {
-    let (mut scene, command) = Setting::new(init).ours(&["--grace", "1s"]).listener("");
+    let (mut scene, command) = Setting::new(init).ours(&["--grace", "3s"]).listener("");
     scene.signal(SIGTERM);
     scene.wait("got it 15");
     if let Some(status) = scene.end_within(2 * WATCH) {
