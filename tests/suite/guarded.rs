@@ -185,6 +185,7 @@ fn what_belongs_to_others_is_left_alone() {
     let (ours, theirs) = (Trace::new(), Trace::new());
     let mut other = sh(&theirs, &["--workers", "2"], script);
     other.wait_for(2, "up");
+    guard(&other);
     let before = theirs.living();
     let mut run = sh(&ours, &["--workers", "2"], "env | grep ^NOTIFY_SOCKET=; exec sleep 1000");
     // One that is alike and not the same.
