@@ -247,6 +247,7 @@ fn a_guard_that_does_not_listen_is_replaced_and_nobody_waits_for_it() {
     let mut run = sh(&trace, &["-v", "--workers", "2"], script);
     let first = number(&run.wait_log("the guard is pid"), "pid ");
     run.wait_for(2, "up");
+    assert_eq!(guard(&run), first);
     freezer.freeze(first);
     // Its pipe is filled up with what it would not understand.
     let mut how = fs::OpenOptions::new();
