@@ -21,6 +21,9 @@ pub(super) async fn end(signals: &Signals, strangers: &[Pid]) {
     while wait_any().is_some() {}
     let mut deadline = Instant::now() + PATIENCE;
     while has_children() {
+        if listed().is_some_and(|children| children.iter().all(|pid| strangers.contains(pid))) {
+            return;
+        }
         let left = descendants(strangers);
         if left.is_empty() {
             return;
@@ -52,7 +55,15 @@ pub(super) fn children() -> Vec<Pid> {
     if !has_children() {
         return Vec::new();
     }
-    by_parent().remove(&std::process::id().cast_signed()).unwrap_or_default()
+    let seen = || by_parent().remove(&std::process::id().cast_signed()).unwrap_or_default();
+    listed().unwrap_or_else(seen)
+}
+
+/// The kernel's own list of them, where it has one (`CONFIG_PROC_CHILDREN`). It may miss some while
+/// others leave it (proc(5)), which is when they are reaped: nobody but us does that.
+fn listed() -> Option<Vec<Pid>> {
+    let text = std::fs::read_to_string("/proc/thread-self/children").ok()?;
+    text.split_ascii_whitespace().map(|pid| pid.parse().ok().map(Pid::from_raw)).collect()
 }
 
 /// Everybody below us, by one look at all processes.

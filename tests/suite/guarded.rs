@@ -185,6 +185,7 @@ fn what_belongs_to_others_is_left_alone() {
     let (ours, theirs) = (Trace::new(), Trace::new());
     let mut other = sh(&theirs, &["--workers", "2"], script);
     other.wait_for(2, "up");
+    guard(&other);
     let before = theirs.living();
     let mut run = sh(&ours, &["--workers", "2"], "env | grep ^NOTIFY_SOCKET=; exec sleep 1000");
     // One that is alike and not the same.
@@ -246,6 +247,7 @@ fn a_guard_that_does_not_listen_is_replaced_and_nobody_waits_for_it() {
     let mut run = sh(&trace, &["-v", "--workers", "2"], script);
     let first = number(&run.wait_log("the guard is pid"), "pid ");
     run.wait_for(2, "up");
+    assert_eq!(guard(&run), first);
     freezer.freeze(first);
     // Its pipe is filled up with what it would not understand.
     let mut how = fs::OpenOptions::new();
