@@ -1,20 +1,25 @@
-//! A thousand starts and stops in a row leave nothing: no orphan, no zombie, no descriptor.
+//! A thousand starts and stops leave nothing, in a row and all at once: no orphan, no zombie, no descriptor.
 //!
 //! ```sh
 //! cargo bench --bench churn            # 1,000 of each
 //! cargo bench --bench churn -- 50
+//! cargo bench --bench churn -- orphans            # a million orphans under PID 1; needs root
+//! cargo bench --bench churn -- orphans 50000
 //! ```
 //!
 //! First as many launchers, one after the other, each with a small fleet that makes it hard: an orphan
 //! in a session of its own and a child that outlives its parent in the same group. This process is a
 //! subreaper, so whatever a launcher left would be our child. Then as many workers of one launcher
-//! come and go by TTIN and TTOU, and it has what it had before. Ends with 1 where something is left.
+//! come and go by TTIN and TTOU, and it has what it had before. Then as many workers of one launcher start together and stop together,
+//! beside a bare `posix_spawn` loop in C. Ends with 1 where something is left.
 
 mod common;
+#[path = "common/orphans.rs"]
+mod orphans;
 
 use std::io::{BufRead, BufReader, Lines};
 use std::path::Path;
-use std::process::{Child, ChildStderr, Stdio};
+use std::process::{Child, ChildStderr, Command, Stdio};
 use std::time::Instant;
 
 use anyhow::{Context, ensure};
@@ -24,6 +29,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
 const DEFAULT_ROUNDS: usize = 1000;
+const DEFAULT_ORPHANS: usize = 1_000_000;
 /// The fleet, and the processes that it becomes: see `worker.c`.
 const WORKERS: usize = 3;
 const PROCESSES: usize = 5;
@@ -38,12 +44,46 @@ const MORE_KIB: u64 = 128;
 
 fn main() -> anyhow::Result<()> {
     let given = std::env::args().skip(1).find_map(|arg| arg.parse().ok());
-    let rounds = given.unwrap_or(DEFAULT_ROUNDS);
     let nest = Nest::new()?;
+    if std::env::args().any(|arg| arg == "orphans") {
+        return orphans::run(&nest, given.unwrap_or(DEFAULT_ORPHANS));
+    }
+    let rounds = given.unwrap_or(DEFAULT_ROUNDS);
     let worker = nest.build("worker", &["-static"])?;
     launchers(&nest, &worker, rounds)?;
     workers(&nest, &worker, rounds)?;
-    nobody_left()
+    nobody_left()?;
+    let bare = nest.build("bare", &[])?;
+    let mut command = nest.command(LAUNCHER);
+    command.arg(format!("--workers={rounds}")).arg("--").args([&worker, nest.fifo()]);
+    together(&nest, "one launcher", command, rounds)?;
+    let mut command = nest.command(bare);
+    command.arg(rounds.to_string()).args([&worker, nest.fifo()]);
+    together(&nest, "a bare posix_spawn loop", command, rounds)
+}
+
+/// So many at once.
+fn together(nest: &Nest, whose: &str, mut command: Command, count: usize) -> anyhow::Result<()> {
+    let start = Instant::now();
+    let child = command.spawn()?;
+    let up = nest.arrivals(count)?;
+    let started = start.elapsed();
+    let start = Instant::now();
+    send(&child, Signal::SIGTERM)?;
+    let status = end(child)?;
+    let stopped = start.elapsed();
+    ensure!(status.success(), "{whose} ended with {status}");
+    nobody_left()?;
+    ensure!(up.len() == count, "{} workers came up instead of {count}", up.len());
+    for pid in up {
+        ensure!(kill(pid, None) == Err(Errno::ESRCH), "pid {pid} is still there");
+    }
+    println!(
+        "{count} workers of {whose} together: up in {:.2} s, stopped in {:.2} s: status 0, no process left",
+        started.as_secs_f64(),
+        stopped.as_secs_f64()
+    );
+    Ok(())
 }
 
 /// Launchers that come and go.
@@ -161,7 +201,7 @@ impl State {
         };
         Ok(Self {
             descriptors: descriptors(pid)?,
-            private: Private::of(launcher.id())?,
+            private: Private::of_both(launcher)?,
             children: children.len(),
             zombies: children.iter().filter(zombie).count(),
         })

@@ -1,5 +1,5 @@
 //! What starting costs: `--dry-run` beside `nproc`, a fleet of 64 beside a bare `posix_spawn` loop in
-//! C, and the launcher's private memory.
+//! C, and the private memory of the launcher and its guard.
 //!
 //! ```sh
 //! cargo bench --bench launch               # prints the table
@@ -14,19 +14,19 @@ mod common;
 
 use std::ffi::OsStr;
 use std::io::{BufRead, BufReader};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Child, Command, ExitCode, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, ensure};
-use common::{LAUNCHER, Nest, PATIENCE, Private, end, nobody_left, send};
+use common::table::{self, Build, Row, compare};
+use common::{Nest, PATIENCE, Private, end, nobody_left, send};
 use nix::sys::resource::{UsageWho, getrusage};
 use nix::sys::signal::Signal;
 
 const FLEET: usize = 64;
 const DRY_RUN_PAIRS: usize = 300;
 const FLEET_PAIRS: usize = 41;
-const WARM_UP: usize = 5;
 
 /// The project's own limits.
 const DRY_RUN_LIMIT: f64 = 2.5;
@@ -36,41 +36,13 @@ const PEAK_LIMIT: i64 = 4096;
 const FLEET_LIMIT: f64 = 2.0;
 const PRIVATE_LIMIT: u64 = 1536;
 
-/// One line of the table.
-struct Row {
-    what: String,
-    ours: String,
-    peer: String,
-    ratio: Option<f64>,
-    limit: String,
-    /// Nothing where there is no limit.
-    kept: Option<bool>,
-}
-
-/// A launcher to measure.
-struct Build {
-    name: &'static str,
-    program: PathBuf,
-}
-
 fn main() -> anyhow::Result<ExitCode> {
-    // Cargo adds `--bench`, which says nothing here.
-    let check = std::env::args().any(|arg| arg == "--check");
     let nest = Nest::new()?;
     // First of all: what is asked for is the largest of all children so far.
     let peak = std::env::var_os("THRONG_STATIC_BIN").map(|path| peak(&nest, &path)).transpose()?;
     let worker = nest.build("worker", &["-static"])?;
     let bare = nest.build("bare", &[])?;
-    let mut builds = vec![Build { name: "dynamic", program: PathBuf::from(LAUNCHER) }];
-    match std::env::var_os("THRONG_STATIC_BIN") {
-        None => println!("the static build is not measured: THRONG_STATIC_BIN does not name one"),
-        Some(path) => {
-            let program = Path::new(&path).canonicalize();
-            let program =
-                program.with_context(|| format!("no static build at {}", path.display()))?;
-            builds.push(Build { name: "static", program });
-        }
-    }
+    let builds = Build::all()?;
     let mut rows: Vec<Row> = peak.into_iter().collect();
     for build in &builds {
         rows.push(dry_run(&nest, build)?);
@@ -85,61 +57,7 @@ fn main() -> anyhow::Result<ExitCode> {
         }
     }
     nobody_left()?;
-    print(&rows);
-    let over = rows.iter().any(|row| row.kept == Some(false));
-    Ok(ExitCode::from(u8::from(check && over)))
-}
-
-fn print(rows: &[Row]) {
-    let line = |what: &str, ours: &str, peer: &str, ratio: &str, limit: &str, kept: &str| {
-        println!("{what:<46} {ours:>26} {peer:>18} {ratio:>6} {limit:>9}  {kept}");
-    };
-    line("what", "ours", "peer", "ratio", "limit", "");
-    for row in rows {
-        let ratio = row.ratio.map(|ratio| format!("{ratio:.2}")).unwrap_or_default();
-        let kept = row.kept.map_or("", |kept| if kept { "ok" } else { "OVER" });
-        line(&row.what, &row.ours, &row.peer, &ratio, &row.limit, kept);
-    }
-}
-
-fn median(mut values: Vec<f64>) -> f64 {
-    values.sort_by(f64::total_cmp);
-    values.get(values.len() / 2).copied().unwrap_or(f64::NAN)
-}
-
-/// Runs both `pairs` times, the other one first every second time.
-fn compare(
-    what: String,
-    peer_name: &str,
-    limit: f64,
-    pairs: usize,
-    mut ours: impl FnMut() -> anyhow::Result<Duration>,
-    mut peer: impl FnMut() -> anyhow::Result<Duration>,
-) -> anyhow::Result<Row> {
-    let (mut us, mut them, mut ratios) = (Vec::new(), Vec::new(), Vec::new());
-    for pair in 0..WARM_UP + pairs {
-        let (a, b) = if pair.is_multiple_of(2) {
-            let a = ours()?;
-            (a, peer()?)
-        } else {
-            let b = peer()?;
-            (ours()?, b)
-        };
-        if pair >= WARM_UP {
-            us.push(a.as_secs_f64() * 1e3);
-            them.push(b.as_secs_f64() * 1e3);
-            ratios.push(a.as_secs_f64() / b.as_secs_f64());
-        }
-    }
-    let ratio = median(ratios);
-    Ok(Row {
-        what,
-        ours: format!("{:.2} ms", median(us)),
-        peer: format!("{peer_name} {:.2} ms", median(them)),
-        ratio: Some(ratio),
-        limit: format!("{limit:.1}"),
-        kept: Some(ratio <= limit),
-    })
+    Ok(table::end(&rows))
 }
 
 fn dry_run(nest: &Nest, build: &Build) -> anyhow::Result<Row> {
@@ -251,14 +169,14 @@ fn memory(
     }
     nest.arrivals(FLEET)?;
     until_asleep(&child)?;
-    let private = Private::of(child.id())?;
+    let private = Private::of_both(&child)?;
     send(&child, Signal::SIGTERM)?;
     // Its last lines are read, so that it never writes to nobody.
     lines.try_for_each(|line| line.map(drop))?;
     let status = end(child)?;
     ensure!(status.success(), "{command:?} ended with {status}");
     Ok(Row {
-        what: format!("private memory, {FLEET} workers {what}, {}", build.name),
+        what: format!("memory with guard, {FLEET} workers {what}, {}", build.name),
         ours: format!("{} KiB ({} + code)", private.total, private.anonymous),
         peer: tini.map_or_else(
             || "no tini here".to_owned(),

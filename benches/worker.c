@@ -1,22 +1,36 @@
 /* A worker that tells that it is up (its pid, four bytes, into a FIFO) and waits for TERM.
  *
  *   worker FIFO          nothing else
+ *   worker FIFO stamp    tells when it came up too: its pid and CLOCK_MONOTONIC in ns, eight bytes each
  *   worker FIFO chatter  first writes 100 lines of 1 KiB, to see what the launcher keeps of them
  *   worker FIFO family   by THRONG_WORKER_ID: 2 leaves an orphan in a session of its own, 3 and
  *                        above have a child in their own group, which does not obey its parent's end
  */
 #include <fcntl.h>
+#include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
+#include <time.h>
 #include <unistd.h>
+
+static void put(const char *fifo, const void *record, ssize_t size)
+{
+    int fd = open(fifo, O_WRONLY | O_CLOEXEC);
+    if (fd < 0 || write(fd, record, size) != size)
+        _exit(70);
+    close(fd);
+}
 
 static void tell(const char *fifo)
 {
     pid_t pid = getpid();
-    int fd = open(fifo, O_WRONLY | O_CLOEXEC);
-    if (fd < 0 || write(fd, &pid, sizeof pid) != sizeof pid)
-        _exit(70);
-    close(fd);
+    put(fifo, &pid, sizeof pid);
+}
+
+static void stamp(const char *fifo, const struct timespec *now)
+{
+    int64_t record[2] = {getpid(), now->tv_sec * INT64_C(1000000000) + now->tv_nsec};
+    put(fifo, record, sizeof record);
 }
 
 static void wait_for_term(void)
@@ -63,8 +77,14 @@ static void chatter(void)
 
 int main(int argc, char **argv)
 {
+    struct timespec now;
+    clock_gettime(CLOCK_MONOTONIC, &now);
     if (argc < 2)
         return 64;
+    if (argc > 2 && strcmp(argv[2], "stamp") == 0) {
+        stamp(argv[1], &now);
+        wait_for_term();
+    }
     if (argc > 2 && strcmp(argv[2], "family") == 0)
         family(argv[1]);
     if (argc > 2 && strcmp(argv[2], "chatter") == 0)

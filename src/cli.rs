@@ -38,6 +38,7 @@ const SIZING: &str = "Sizing";
 const WHAT_IF: &str = "What-if";
 const OUTPUT: &str = "Output";
 const WORKERS: &str = "Workers";
+const READINESS: &str = "Readiness";
 const SOCKETS: &str = "Sockets";
 const OPERATING: &str = "Operating";
 
@@ -145,6 +146,38 @@ pub(crate) const KEYS: &[Key] = &[
         "DURATION",
         "Replace no worker that ends later than this after our start",
     ),
+    key(
+        WORKERS,
+        "max-worker-age",
+        "DURATION",
+        "Replace each worker when it is so old, less up to a tenth, one at a time",
+    ),
+    key(
+        WORKERS,
+        "surge",
+        "auto|N",
+        "New workers that run beside the old ones in a reload; 0: stop first; auto: 1 where memory and ports have room [default: auto]",
+    ),
+    key(WORKERS, "start-parallel", "auto|N", "Start no more than N at once [default: auto, all]"),
+    key(
+        WORKERS,
+        "before",
+        "CMD",
+        "Run CMD by sh, once, before the first worker; its failure ends the launch",
+    ),
+    key(
+        WORKERS,
+        "watchdog",
+        "off|DURATION|http:PATH",
+        "Abort and replace a worker without WATCHDOG=1 for so long, or whose PATH does not answer [default: off]",
+    ),
+    key(
+        READINESS,
+        "ready",
+        "auto|spawn|notify|listen|http:PATH|delay:DURATION",
+        "When a worker serves; auto: at READY=1, or when it has lived for a second [default: auto]",
+    ),
+    key(READINESS, "ready-timeout", "DURATION", "The longest that may take [default: 30s]"),
     key(WORKERS, "chdir", "DIR", "Directory the workers start in"),
     key(WORKERS, "user", "USER[:GROUP]", "Run the workers as this user, by name or number"),
     key(
@@ -173,6 +206,13 @@ pub(crate) const KEYS: &[Key] = &[
         "share",
         "fd|off",
         "fd: every worker inherits the listening sockets (LISTEN_FDS and others) [default: off]",
+    ),
+    key(OPERATING, "name", "NAME", "Name of this instance, for the control commands"),
+    key(
+        OPERATING,
+        "control",
+        "PATH|off",
+        "Control socket [default: throng-rs/PID.sock in /run, in XDG_RUNTIME_DIR or below the temporary directory]",
     ),
     key(
         OPERATING,
@@ -217,7 +257,8 @@ pub(crate) fn command() -> Command {
              throng-rs --dry-run [OPTIONS] [-- COMMAND [ARG]...]\n       \
              throng-rs table [OPTIONS] [heroku] [COMMAND [ARG]...]\n       \
              throng-rs doctor [OPTIONS] [-- COMMAND [ARG]...]\n       \
-             throng-rs demo [OPTIONS]",
+             throng-rs demo [OPTIONS]\n       \
+             throng-rs status|scale|reload|restart|stop|signal|logs|events|upgrade [OPTIONS] [ARG]...",
         )
         .after_help(
             "Every long flag has a twin THRONG_<FLAG> in the environment and a key of the same name in the\n\
@@ -231,7 +272,85 @@ pub(crate) fn command() -> Command {
         .subcommand(demo)
         .subcommand(doctor)
         .subcommand(server)
+        .subcommands(CONTROL.iter().map(Control::command))
         .disable_help_subcommand(true)
+}
+
+/// A command that drives a launcher that runs already.
+pub(crate) struct Control {
+    pub(crate) name: &'static str,
+    about: &'static str,
+    /// Its own words; optional ones in brackets.
+    words: &'static [(&'static str, &'static str, &'static str)],
+    switch: Option<(&'static str, char, &'static str)>,
+}
+
+const fn control(name: &'static str, about: &'static str) -> Control {
+    Control { name, about, words: &[], switch: None }
+}
+
+/// All of them.
+pub(crate) const CONTROL: &[Control] = &[
+    Control {
+        switch: Some((
+            "check",
+            'c',
+            "Only tell whether all workers serve; exit with 1 where not: a HEALTHCHECK",
+        )),
+        ..control("status", "Show the workers of a running launcher")
+    },
+    Control {
+        words: &[("value", "N|+N|-N|auto", "How many workers; auto is the computed number")],
+        ..control("scale", "Run so many workers, more, or fewer")
+    },
+    control("reload", "Replace all workers, one after the other, and wait for the end"),
+    Control {
+        words: &[("id", "ID", "Which worker")],
+        ..control("restart", "Replace one worker and wait for the end")
+    },
+    control("stop", "Stop gracefully, and wait for the end"),
+    Control {
+        words: &[("value", "SIG", "A name or a number"), ("id", "[ID]", "Only this worker")],
+        ..control("signal", "Send a signal to the workers")
+    },
+    Control {
+        words: &[("id", "[ID]", "Only of this worker")],
+        switch: Some(("follow", 'f', "Go on with what comes")),
+        ..control("logs", "Print what is kept of the workers' output")
+    },
+    Control {
+        switch: Some(("follow", 'f', "Go on with what comes")),
+        ..control("events", "Print what happened to the workers")
+    },
+    control("upgrade", "Replace the launcher by its new program file; workers and sockets stay"),
+];
+
+impl Control {
+    fn command(&self) -> Command {
+        let text = |name: &'static str, value: &'static str, help: &'static str| {
+            Arg::new(name).long(name).value_name(value).help(help)
+        };
+        let options = [
+            text(
+                "control",
+                "PATH",
+                "Control socket of the launcher that is meant [default: the only one of this user]",
+            )
+            .env("THRONG_CONTROL"),
+            text("name", "NAME", "Name of the launcher that is meant").env("THRONG_NAME"),
+            text("format", "text|json", "Form of the answer [default: text]"),
+        ];
+        let words = self.words.iter().map(|(id, value, help)| {
+            let required = !value.starts_with('[');
+            let value = value.trim_matches(['[', ']']);
+            Arg::new(*id).value_name(value).required(required).allow_hyphen_values(true).help(*help)
+        });
+        let switch = self.switch.iter().map(|(name, short, help)| {
+            Arg::new(*name).long(*name).short(*short).action(ArgAction::SetTrue).help(*help)
+        });
+        let args: Vec<Arg> = options.into_iter().chain(words).chain(switch).collect();
+        Command::new(self.name).about(self.about).args(args)
+    }
 }
 
 /// The command behind two dashes.

@@ -67,6 +67,8 @@ mod cli;
 #[cfg(feature = "launcher")]
 mod command;
 #[cfg(feature = "launcher")]
+mod control;
+#[cfg(feature = "launcher")]
 mod doctor;
 #[cfg(feature = "launcher")]
 mod engine;
@@ -77,6 +79,8 @@ mod fleet;
 #[cfg(fuzzing)]
 #[doc(hidden)]
 pub mod fuzzing;
+#[cfg(feature = "launcher")]
+mod http;
 #[cfg(feature = "launcher")]
 mod log;
 pub mod plan;

@@ -141,6 +141,17 @@ pub fn plural(n: impl Into<u64>, noun: &str) -> String {
     }
 }
 
+/// The number of a signal by its name (`TERM`, `SIGTERM`) or number; real-time ones have numbers alone.
+#[cfg(feature = "launcher")]
+pub(crate) fn parse_signal(text: &str) -> Option<i32> {
+    if let Ok(number) = text.parse::<i32>() {
+        return (1..=64).contains(&number).then_some(number);
+    }
+    let upper = text.to_ascii_uppercase();
+    let name = format!("SIG{}", upper.strip_prefix("SIG").unwrap_or(&upper));
+    name.parse::<nix::sys::signal::Signal>().ok().map(|signal| signal as i32)
+}
+
 /// A CPU quota as the kernel has it: microseconds of CPU time per period of microseconds.
 ///
 /// Kept as two integers so that levels compare exactly; the quotient is a number of CPUs.

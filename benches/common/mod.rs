@@ -1,5 +1,9 @@
-//! What both benchmarks need: a place for temporary files that takes every process with it, small C
-//! programs built on the spot, and the FIFO in which workers tell that they are up.
+//! What the benchmarks need: a place for temporary files that takes every process with it, small C
+//! programs built on the spot, the FIFO in which workers tell that they are up, and the table.
+
+#![allow(dead_code, reason = "each benchmark is a program of its own and needs its part of this")]
+
+pub(crate) mod table;
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{ErrorKind, Read};
@@ -18,6 +22,7 @@ use nix::sys::prctl::set_child_subreaper;
 use nix::sys::signal::{Signal, kill};
 use nix::sys::stat::Mode;
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
+use nix::time::{ClockId, clock_gettime};
 use nix::unistd::{Pid, mkfifo};
 use tempfile::TempDir;
 
@@ -83,31 +88,54 @@ impl Nest {
     /// Waits until at least `count` processes have told that they are up since the last call, and
     /// returns the pids of all that have.
     pub(crate) fn arrivals(&self, count: usize) -> anyhow::Result<Vec<Pid>> {
+        let records = self.records::<4>(count)?;
+        Ok(records.into_iter().map(|pid| Pid::from_raw(i32::from_ne_bytes(pid))).collect())
+    }
+
+    /// The same of workers that tell when they came up too, on the clock of [`now`].
+    pub(crate) fn stamps(&self, count: usize) -> anyhow::Result<Vec<(Pid, Duration)>> {
+        let records = self.records::<16>(count)?;
+        let number = |bytes: &[u8]| bytes.try_into().map(i64::from_ne_bytes);
+        let stamp = |record: [u8; 16]| -> anyhow::Result<_> {
+            let (pid, time) = record.split_at(8);
+            let pid = Pid::from_raw(i32::try_from(number(pid)?)?);
+            Ok((pid, Duration::from_nanos(u64::try_from(number(time)?)?)))
+        };
+        records.into_iter().map(stamp).collect()
+    }
+
+    /// Reads at least `count` records of so many bytes.
+    fn records<const SIZE: usize>(&self, count: usize) -> anyhow::Result<Vec<[u8; SIZE]>> {
         let deadline = Instant::now() + PATIENCE;
-        let mut pids = Vec::with_capacity(count);
+        let mut records = Vec::with_capacity(count);
         loop {
-            while let Some(pid) = self.arrived()? {
-                pids.push(pid);
+            while let Some(record) = self.record()? {
+                records.push(record);
             }
-            if pids.len() >= count {
-                return Ok(pids);
+            if records.len() >= count {
+                return Ok(records);
             }
             let left = deadline.saturating_duration_since(Instant::now());
             let mut polled = [PollFd::new(self.arrivals.as_fd(), PollFlags::POLLIN)];
             let ready = poll(&mut polled, PollTimeout::try_from(left)?)?;
-            ensure!(ready > 0, "{} of {count} workers came up in {PATIENCE:?}", pids.len());
+            ensure!(ready > 0, "{} of {count} workers came up in {PATIENCE:?}", records.len());
         }
     }
 
-    fn arrived(&self) -> anyhow::Result<Option<Pid>> {
-        // Writes of four bytes are never torn.
-        let mut pid = [0; 4];
-        match (&self.arrivals).read_exact(&mut pid) {
-            Ok(()) => Ok(Some(Pid::from_raw(i32::from_ne_bytes(pid)))),
+    fn record<const SIZE: usize>(&self) -> anyhow::Result<Option<[u8; SIZE]>> {
+        // Writes of a few bytes are never torn.
+        let mut record = [0; SIZE];
+        match (&self.arrivals).read_exact(&mut record) {
+            Ok(()) => Ok(Some(record)),
             Err(error) if error.kind() == ErrorKind::WouldBlock => Ok(None),
             Err(error) => Err(error).context("cannot read a FIFO"),
         }
     }
+}
+
+/// The time of `CLOCK_MONOTONIC`, which other processes can read too.
+pub(crate) fn now() -> anyhow::Result<Duration> {
+    Ok(clock_gettime(ClockId::CLOCK_MONOTONIC)?.into())
 }
 
 impl Drop for Nest {
@@ -187,16 +215,37 @@ pub(crate) struct Private {
 
 impl Private {
     pub(crate) fn of(pid: u32) -> anyhow::Result<Self> {
-        let path = format!("/proc/{pid}/smaps_rollup");
-        let text = fs::read_to_string(&path).with_context(|| format!("cannot read {path}"))?;
-        let field = |name: &str| -> anyhow::Result<u64> {
-            let line = text.lines().find_map(|line| line.strip_prefix(name));
-            let number = line.and_then(|line| line.split_whitespace().next());
-            let number = number.with_context(|| format!("no {name} in {path}"))?;
-            number.parse().with_context(|| format!("no number after {name} in {path}"))
-        };
         // A page of a file that was just built is dirty in the page cache, and counts as dirty here.
-        let total = field("Private_Clean:")? + field("Private_Dirty:")?;
-        Ok(Self { total, anonymous: field("Anonymous:")? })
+        let total = kib(pid, "Private_Clean:")? + kib(pid, "Private_Dirty:")?;
+        Ok(Self { total, anonymous: kib(pid, "Anonymous:")? })
     }
+
+    /// Of a launcher and its guard: with what both share, which neither has for itself, and with their
+    /// part of what they share with others (PSS).
+    pub(crate) fn of_both(launcher: &Child) -> anyhow::Result<Self> {
+        let launcher = Pid::from_raw(launcher.id().cast_signed());
+        let mut both = Self { total: 0, anonymous: 0 };
+        let mut guards = children_of(launcher)?;
+        guards.retain(|pid| {
+            let name = fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
+            name == "throng-guard\n"
+        });
+        ensure!(guards.len() == 1, "the launcher has {} guards", guards.len());
+        for pid in [launcher, guards[0]] {
+            let pid = pid.as_raw().cast_unsigned();
+            both.total += kib(pid, "Pss:")?;
+            both.anonymous += kib(pid, "Pss_Anon:")?;
+        }
+        Ok(both)
+    }
+}
+
+/// A number of `/proc/PID/smaps_rollup`.
+fn kib(pid: u32, name: &str) -> anyhow::Result<u64> {
+    let path = format!("/proc/{pid}/smaps_rollup");
+    let text = fs::read_to_string(&path).with_context(|| format!("cannot read {path}"))?;
+    let line = text.lines().find_map(|line| line.strip_prefix(name));
+    let number = line.and_then(|line| line.split_whitespace().next());
+    let number = number.with_context(|| format!("no {name} in {path}"))?;
+    number.parse().with_context(|| format!("no number after {name} in {path}"))
 }

@@ -12,7 +12,7 @@ use clap::ArgMatches;
 use tokio::signal::unix::{SignalKind, signal};
 
 use super::listeners::Found;
-use super::run::start;
+use super::run::{Inherited, start};
 use super::{print, size};
 use crate::exit::{Failure, SUCCESS, usage};
 use crate::plan::Given;
@@ -27,25 +27,29 @@ const ADDRESS: &str = "127.0.0.1:3000";
 const COST: u64 = 8 * MIB;
 
 /// Runs as many of the built-in servers as fit.
-pub(super) fn run(matches: &ArgMatches, host: &Host, found: Found) -> Result<u8, Failure> {
-    let passed = !matches!(found, Ok(None));
+pub(super) fn run(matches: &ArgMatches, host: &Host, inherited: Inherited) -> Result<u8, Failure> {
+    let matches = matches.clone();
+    let passed = !matches!(inherited.found, Ok(None));
     let listen = (!passed).then_some(ADDRESS);
-    let defaults = Defaults { share: Share::Fd, listen, passed };
-    let mut settings = Settings::read(matches, host, defaults)?;
-    if settings.exec {
-        return Err(usage("--exec becomes a command and the demo is none; leave it out"));
-    }
-    if settings.sizing.worker_memory.is_none() {
-        settings.sizing.worker_memory =
-            Some(Given { value: COST, origin: Some("demo".to_owned()) });
-    }
-    settings.command = ["throng-rs", "demo-server"].map(OsString::from).to_vec();
+    let read = move |host: &Host| {
+        let defaults = Defaults { share: Share::Fd, listen, passed };
+        let mut settings = Settings::read(&matches, host, defaults)?;
+        if settings.exec {
+            return Err(usage("--exec becomes a command and the demo is none; leave it out"));
+        }
+        if settings.sizing.worker_memory.is_none() {
+            settings.sizing.worker_memory =
+                Some(Given { value: COST, origin: Some("demo".to_owned()) });
+        }
+        settings.command = ["throng-rs", "demo-server"].map(OsString::from).to_vec();
+        Ok(settings)
+    };
+    let settings = read(host)?;
     if settings.dry_run {
         return size::report(&settings, host);
     }
-    let words = settings.command.clone();
     let own = std::env::current_exe().context("cannot find our own program file")?;
-    start(&settings, host, found, Some(own), words, &announce)
+    start(&settings, host, inherited, Some(own), Box::new(move || read(&Host::live())), &announce)
 }
 
 /// On standard output, so that it is seen whatever is done with the log.

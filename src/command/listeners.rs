@@ -5,7 +5,7 @@ use std::io;
 use anyhow::anyhow;
 use tracing::{info, warn};
 
-use crate::engine;
+use crate::engine::{self, Resume};
 use crate::exit::{Failure, usage};
 use crate::settings::{Settings, Share};
 use crate::sockets::{Address, Listener, Passed};
@@ -21,7 +21,16 @@ pub(super) fn find(host: &crate::probe::Host) -> Found {
 
 /// All sockets of the workers: the passed ones in their order, since a worker may know them by their
 /// numbers, then those of `--listen` that were not passed.
-pub(super) fn open(settings: &Settings, found: Found) -> Result<Vec<Listener>, Failure> {
+///
+/// What an earlier program of this process has handed down is taken first.
+pub(super) fn open(
+    settings: &Settings,
+    found: Found,
+    resume: Option<&Resume>,
+) -> Result<Vec<Listener>, Failure> {
+    if let Some(resume) = resume {
+        return Ok(go_on(settings, resume)?);
+    }
     if settings.share == Share::Off {
         ignore(&found);
         return Ok(Vec::new());
@@ -44,9 +53,24 @@ pub(super) fn open(settings: &Settings, found: Found) -> Result<Vec<Listener>, F
     }
     for address in &settings.listen {
         if !listeners.iter().any(|listener| listener.serves(address)) {
-            let listener = bind(address)?;
+            let mut listener = bind(address)?;
+            listener.asked = Some(address.to_string());
             let address = &listener.address;
             info!(event = "listening", address = %address, "listening on {address}");
+            listeners.push(listener);
+        }
+    }
+    Ok(listeners)
+}
+
+/// In the order in which they were, which workers know.
+fn go_on(settings: &Settings, resume: &Resume) -> anyhow::Result<Vec<Listener>> {
+    let mut listeners = resume.listeners()?;
+    for address in &settings.listen {
+        let asked = address.to_string();
+        if !listeners.iter().any(|listener| listener.asked.as_ref() == Some(&asked)) {
+            let mut listener = bind(address)?;
+            listener.asked = Some(asked);
             listeners.push(listener);
         }
     }

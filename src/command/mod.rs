@@ -1,5 +1,6 @@
 //! What the program does, one file a subcommand: settings in, exit status out.
 
+mod control;
 mod demo;
 mod doctor;
 mod listeners;
@@ -13,7 +14,10 @@ use std::process::ExitCode;
 
 use clap::error::ErrorKind;
 
+use run::Inherited;
+
 use crate::cli;
+use crate::engine::Resume;
 use crate::exit::{Failure, SUCCESS, usage};
 use crate::probe::Host;
 use crate::settings::{Defaults, Settings, Share, Switch};
@@ -40,23 +44,39 @@ fn perform(args: impl Iterator<Item = OsString>) -> Result<u8, Failure> {
     let host = Host::live();
     // Before anything is opened, by which a number that was not passed to us might be taken.
     let found = listeners::find(&host);
-    let matches = match cli::command().try_get_matches_from(&args) {
+    let resume = Resume::from_env(&host)?;
+    let way_back = resume.as_ref().and_then(Resume::way_back);
+    match (dispatch(&args, &host, Inherited { found, resume }), way_back) {
+        // The program that was here before goes on with the fleet, where this one could not.
+        (Err(failure), Some(way_back)) if way_back.is_open() => {
+            Err(Failure::Other(way_back.go(&failure.to_string())))
+        }
+        (result, _) => result,
+    }
+}
+
+fn dispatch(args: &[OsString], host: &Host, inherited: Inherited) -> Result<u8, Failure> {
+    let matches = match cli::command().try_get_matches_from(args) {
         Ok(matches) => matches,
-        Err(error) => return refuse(&error, &args),
+        Err(error) => return refuse(&error, args),
     };
     match matches.subcommand() {
-        Some(("demo-server", _)) => demo::serve(found),
-        Some(("demo", matches)) => demo::run(matches, &host, found),
-        Some(("table", matches)) => table::run(matches, &args, &host),
-        Some(("doctor", matches)) => doctor::run(matches, &host),
+        Some(("demo-server", _)) => demo::serve(inherited.found),
+        Some(("demo", matches)) => demo::run(matches, host, inherited),
+        Some(("table", matches)) => table::run(matches, args, host),
+        Some(("doctor", matches)) => doctor::run(matches, host),
+        Some((name, matches)) if cli::CONTROL.iter().any(|control| control.name == name) => {
+            control::run(name, matches)
+        }
         _ => {
-            let defaults =
-                Defaults { share: Share::Off, listen: None, passed: !matches!(found, Ok(None)) };
-            let settings = Settings::read(&matches, &host, defaults)?;
+            let passed = !matches!(inherited.found, Ok(None));
+            let defaults = Defaults { share: Share::Off, listen: None, passed };
+            let settings = Settings::read(&matches, host, defaults)?;
             if settings.dry_run {
-                size::report(&settings, &host)
+                size::report(&settings, host)
             } else {
-                run::run(&settings, &host, found)
+                let read = move || Settings::read(&matches, &Host::live(), defaults);
+                run::run(&settings, host, inherited, Box::new(read))
             }
         }
     }

@@ -9,22 +9,38 @@ use tracing::{info, warn};
 
 use super::colored;
 use super::listeners::{self, Found};
-use super::size::{Sized, directory, environment, inherited, size};
-use crate::engine::{self, Config, Environment, Manager, Prefix, User};
-use crate::exit::{Failure, usage};
-use crate::fleet::{Policy, Restart};
+use super::size::{self, Sized, directory, environment, size};
+use crate::engine::{
+    self, Check, Config, Environment, Manager, Prefix, Renewal, Resume, Surge, User,
+};
+use crate::exit::{Failure, SUCCESS, usage};
+use crate::fleet::{Policy, Readiness, Restart};
 use crate::log;
 use crate::plan::MOST_WORKERS;
 use crate::probe::Host;
 use crate::report;
-use crate::settings::{Format, Settings, Switch};
+use crate::settings::{Format, Ready, Settings, Switch, Watchdog, Workers};
 use crate::sockets::{Address, Listener, variables};
 
 /// A worker that says nothing by itself is taken for ready when it has lived for so long.
 const READY_AFTER: Duration = Duration::from_secs(1);
 
+/// Reads the settings, at the start and again for each reload.
+pub(super) type Read = Box<dyn Fn() -> Result<Settings, Failure>>;
+
+/// What was there before this program: sockets of a service manager, or a whole fleet.
+pub(super) struct Inherited {
+    pub(super) found: Found,
+    pub(super) resume: Option<Resume>,
+}
+
 /// Runs the command that the settings name.
-pub(super) fn run(settings: &Settings, host: &Host, found: Found) -> Result<u8, Failure> {
+pub(super) fn run(
+    settings: &Settings,
+    host: &Host,
+    inherited: Inherited,
+    read: Read,
+) -> Result<u8, Failure> {
     if settings.command.is_empty() {
         return Err(usage(
             "no command given; run one with: throng-rs -- node server.js, or see the sizing report with: throng-rs --dry-run",
@@ -45,63 +61,106 @@ pub(super) fn run(settings: &Settings, host: &Host, found: Found) -> Result<u8, 
             "--template fills in who a worker is, and with --exec there is none; leave one of them out",
         ));
     }
-    let words = settings.command.clone();
-    start(settings, host, found, None, words, &|_| Ok(()))
+    start(settings, host, inherited, None, read, &|_| Ok(()))
 }
 
-/// Runs `words` from the file `program`, or from where `PATH` says; `announce` is told each address
-/// that we listen on.
+/// What is run, and in what environment: all that a reload reads anew.
+struct Prepared {
+    program: PathBuf,
+    words: Vec<OsString>,
+    env: Environment,
+    dir: PathBuf,
+    sized: Sized,
+}
+
+impl Prepared {
+    /// The command of the settings, from the file `program` or from where `PATH` says.
+    fn new(settings: &Settings, host: &Host, program: Option<PathBuf>) -> Result<Self, Failure> {
+        let words = settings.command.clone();
+        let dir = directory(settings)?;
+        let mut env = size::inherited(settings, host)?;
+        let program = match (program, words.first()) {
+            (Some(program), _) => program,
+            (None, Some(word)) => engine::find(word, env.get("PATH"), &dir)?,
+            (None, None) => return Err(usage("no command given")),
+        };
+        let wants_port = words.iter().any(|word| word.to_string_lossy().contains("{port}"));
+        if settings.workers.template && wants_port && env.get("PORT").is_none() {
+            return Err(usage(
+                "--template has a {port} to replace, and PORT is not set; set it, or leave {port} out",
+            ));
+        }
+        let sized = size(settings, host, &env)?;
+        for (name, value) in environment(settings, &sized.plan) {
+            env.set(&name, value);
+        }
+        Ok(Self { program, words, env, dir, sized })
+    }
+
+    /// What the workers find in their environment.
+    fn workers_env(&self, settings: &Settings, sockets: &[(Address, String)]) -> Environment {
+        let plan = &self.sized.plan;
+        let env = self.env.clone().without_ours();
+        let mut env = env.with_share(plan.all_memory, plan.resources.cpu.usable);
+        for (name, value) in variables(sockets) {
+            env.set(&name, value);
+        }
+        if let Some(Watchdog::Ping(every)) = &settings.workers.watchdog {
+            env.set("WATCHDOG_USEC", every.as_micros().to_string());
+        }
+        env
+    }
+}
+
+/// Runs the command of the settings; `announce` is told each address that we listen on.
 pub(super) fn start(
     settings: &Settings,
     host: &Host,
-    found: Found,
+    inherited: Inherited,
     program: Option<PathBuf>,
-    words: Vec<OsString>,
+    read: Read,
     announce: &dyn Fn(&Address) -> Result<(), Failure>,
 ) -> Result<u8, Failure> {
     log::start(settings.output.log_json, settings.output.quiet, settings.output.verbose);
-    let dir = directory(settings)?;
-    let mut env = inherited(settings, host)?;
-    let program = match (program, words.first()) {
-        (Some(program), _) => program,
-        (None, Some(word)) => engine::find(word, env.get("PATH"), &dir)?,
-        (None, None) => return Err(usage("no command given")),
-    };
-    let wants_port = words.iter().any(|word| word.to_string_lossy().contains("{port}"));
-    if settings.workers.template && wants_port && env.get("PORT").is_none() {
-        return Err(usage(
-            "--template has a {port} to replace, and PORT is not set; set it, or leave {port} out",
-        ));
-    }
+    let prepared = Prepared::new(settings, host, program.clone())?;
     let user = settings.workers.user.as_deref().map(user).transpose()?;
-    let sized = size(settings, host, &env)?;
-    sized.check(settings)?;
-    for (name, value) in environment(settings, &sized.plan) {
-        env.set(&name, value);
+    prepared.sized.check(settings)?;
+    if inherited.resume.is_none() {
+        say_why(&prepared.sized);
     }
-    say_why(&sized);
-    let dir = settings.workers.chdir.is_some().then_some(dir);
+    let dir = settings.workers.chdir.is_some().then(|| prepared.dir.clone());
     if settings.exec {
+        let Prepared { program, words, env, .. } = prepared;
         let vars: Vec<_> =
             env.all().iter().map(|(name, value)| (name.clone(), value.clone())).collect();
         let error = engine::replace(&program, &words, &vars, dir.as_deref(), user.as_ref());
         let message = format!("cannot execute {}: {error}", program.display());
         return Err(Failure::Command { status: engine::exec_status(&error), message });
     }
-    let listeners = listeners::open(settings, found)?;
+    let Inherited { found, resume } = inherited;
+    if resume.as_ref().is_some_and(Resume::is_proof) {
+        return Ok(SUCCESS);
+    }
+    let listeners = listeners::open(settings, found, resume.as_ref())?;
     let sockets: Vec<(Address, String)> =
         listeners.iter().map(|listener| (listener.address.clone(), listener.name())).collect();
-    let mut env =
-        env.without_ours().with_share(sized.plan.all_memory, sized.plan.resources.cpu.usable);
-    for (name, value) in variables(&sockets) {
-        env.set(&name, value);
-    }
+    let env = prepared.workers_env(settings, &sockets);
     for (address, _) in &sockets {
         announce(address)?;
     }
-    let config =
-        configure(settings, host, &sized, Parts { program, words, env, user, dir, listeners });
-    Ok(engine::run(config)?)
+    let renewal: Renewal = Box::new(move || {
+        let again = || {
+            let host = Host::live();
+            let settings = read()?;
+            let prepared = Prepared::new(&settings, &host, program.clone())?;
+            let env = prepared.workers_env(&settings, &sockets);
+            Ok((prepared.program, prepared.words, env))
+        };
+        again().map_err(|failure: Failure| failure.to_string())
+    });
+    let Prepared { program, words, sized, .. } = prepared;
+    let parts = Parts { program, words, env, user, dir, listeners, renewal };
+    Ok(engine::run(configure(settings, host, &sized, parts), resume)?)
 }
 
 /// What was made from the settings on the way.
@@ -112,6 +171,7 @@ struct Parts {
     user: Option<User>,
     dir: Option<PathBuf>,
     listeners: Vec<Listener>,
+    renewal: Renewal,
 }
 
 fn configure(settings: &Settings, host: &Host, sized: &Sized, parts: Parts) -> Config {
@@ -139,13 +199,20 @@ fn configure(settings: &Settings, host: &Host, sized: &Sized, parts: Parts) -> C
     Config {
         program: parts.program,
         words: parts.words,
+        renewal: parts.renewal,
         template: settings.workers.template,
         env: parts.env,
         policy: Policy {
             restart,
             max_restarts: settings.workers.max_restarts,
             grace: settings.workers.grace,
-            ready_after: READY_AFTER,
+            readiness: readiness(&settings.workers),
+            watchdog: match settings.workers.watchdog {
+                Some(Watchdog::Ping(every)) => Some(every),
+                _ => None,
+            },
+            max_age: settings.workers.max_age,
+            parallel: settings.workers.start_parallel,
             least: settings.sizing.min_workers.value,
             most: settings.sizing.max_workers.as_ref().map_or(MOST_WORKERS, |most| most.value),
             lifetime: settings.workers.lifetime,
@@ -158,8 +225,34 @@ fn configure(settings: &Settings, host: &Host, sized: &Sized, parts: Parts) -> C
         user: parts.user,
         dir: parts.dir,
         listeners: parts.listeners,
+        before: settings.workers.before.clone(),
+        surge: settings.workers.surge.map_or(Surge::Auto, Surge::Most),
+        ready_by_notice: matches!(settings.workers.ready, Ready::Auto | Ready::Notify),
+        ready_check: match &settings.workers.ready {
+            Ready::Listen => Some(Check::Listen),
+            Ready::Http(path) => Some(Check::Http(path.clone())),
+            _ => None,
+        },
+        health_check: match &settings.workers.watchdog {
+            Some(Watchdog::Http(path)) => Some(Check::Http(path.clone())),
+            _ => None,
+        },
+        name: settings.operating.name.clone(),
+        control: settings.operating.control.clone(),
+        plan: sized.plan.to_json(),
+        bound_by: sized.plan.bound_by.name(),
         manager: Manager::from_env(host, workers, restart),
     }
+}
+
+fn readiness(workers: &Workers) -> Readiness {
+    let (alive, lenient) = match workers.ready {
+        Ready::Auto => (Some(READY_AFTER), true),
+        Ready::Spawn => (Some(Duration::ZERO), false),
+        Ready::Delay(delay) => (Some(delay), false),
+        Ready::Notify | Ready::Listen | Ready::Http(_) => (None, false),
+    };
+    Readiness { alive, timeout: workers.ready_timeout, lenient }
 }
 
 fn user(text: &str) -> Result<User, Failure> {

@@ -1,6 +1,7 @@
 //! Why a worker ended, where its siblings tell: the commonest mistake is a server that binds its
 //! port by itself, N times.
 
+use std::collections::HashSet;
 use std::time::Duration;
 
 use tracing::error;
@@ -10,6 +11,9 @@ use crate::fleet::{Ended, Event, Restart, WorkerKey};
 
 /// A server that finds its port taken does not live longer.
 const SOON: Duration = Duration::from_secs(30);
+
+/// An end so soon is the sign of a start that cannot work.
+const QUICK: Duration = Duration::from_secs(1);
 
 /// A port that one worker wanted and another one has.
 #[derive(Debug)]
@@ -30,7 +34,7 @@ impl Engine {
         let now = self.now();
         let ended = self.running.get(&worker)?;
         let failed = matches!(how, Ended::Code(code) if code != 0) && !ended.asked;
-        let soon = now <= ended.since + self.config.policy.ready_after;
+        let soon = now <= ended.since + QUICK;
         let failures = self.quick_failures.entry(ended.slot).or_default();
         *failures = if failed && soon { *failures + 1 } else { 0 };
         let again_and_again = *failures >= 2;
@@ -39,18 +43,19 @@ impl Engine {
         if !failed || !futile || self.fleet.is_ending() || now > ended.since + SOON {
             return None;
         }
-        let tail = ended.tail.borrow();
-        let said = ports::says_taken(tail.words());
+        let words = ended.last_words();
+        let said = ports::says_taken(&words);
         let told = self.config.env.get("PORT").and_then(|port| port.to_str()?.parse().ok());
         let told = told.filter(|_| again_and_again);
         if !said && told.is_none() {
             return None;
         }
-        let words = String::from_utf8_lossy(tail.words());
+        let words = String::from_utf8_lossy(&words);
+        let ours = HashSet::new();
         let siblings = self.running.values().filter(|running| !running.reaped);
         let mut open: Vec<(u16, i32)> = siblings
             .flat_map(|running| {
-                let addresses = ports::listening(running.pid).into_iter();
+                let addresses = ports::listening(running.pid, &ours).into_iter();
                 let taken = addresses.filter(|address| !ports::is_shared(address));
                 taken.map(|address| (address.port(), running.pid.as_raw()))
             })

@@ -14,6 +14,9 @@ const OURS: &[&str] = &[
     "NOTIFY_SOCKET",
     "WATCHDOG_USEC",
     "WATCHDOG_PID",
+    // Between two programs of ours.
+    super::upgrade::VARIABLE,
+    super::upgrade::ERROR,
 ];
 
 /// The variables of all workers.
@@ -87,6 +90,15 @@ impl Environment {
         if let Some(budget) = self.budget {
             own.insert("THRONG_WORKER_BUDGET", (budget / u64::from(worker.count)).to_string());
         }
+        self.with(&own)
+    }
+
+    /// The variables of a command that is no worker.
+    pub(crate) fn of_nobody(&self) -> Vec<CString> {
+        self.with(&BTreeMap::new())
+    }
+
+    fn with(&self, own: &BTreeMap<&str, String>) -> Vec<CString> {
         let inherited =
             self.vars.iter().filter(|(name, _)| !own.keys().any(|own| OsStr::new(own) == *name));
         let inherited = inherited.map(|(name, value)| (name.as_bytes(), value.as_bytes()));

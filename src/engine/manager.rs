@@ -15,7 +15,7 @@ use nix::time::{ClockId, clock_gettime};
 use tracing::warn;
 
 use super::standing::{Standing, Turn};
-use crate::fleet::{Action, Restart};
+use crate::fleet::{Action, FleetView, Kind, Restart};
 use crate::probe::Host;
 
 /// After this a datagram that found no room is sent again.
@@ -95,6 +95,15 @@ impl Manager {
             retry: None,
             warned: false,
         })
+    }
+
+    /// Goes on where an earlier program of this process stood: it has been told of the start.
+    pub(super) fn resume(&mut self, view: &FleetView) {
+        let ready = view.workers.iter().filter(|worker| worker.ready);
+        let ready = ready.map(|worker| (worker.key, worker.slot)).collect();
+        let given_up = view.slots.iter().filter(|slot| slot.state == "failed");
+        let reloading = view.rollout.is_some_and(|(kind, _)| kind == Kind::Reload);
+        self.standing.resume(view.target, ready, given_up.map(|slot| slot.id).collect(), reloading);
     }
 
     /// Takes in what the fleet decided.
@@ -241,7 +250,7 @@ mod tests {
         receiver
     }
 
-    const READY: Action = Action::Say(Note::Ready { worker: WorkerKey(1), slot: 1 });
+    const READY: Action = Action::Say(Note::Ready { worker: WorkerKey(1), slot: 1, late: false });
 
     #[test]
     fn who_has_no_manager_has_no_timer_and_bad_values_are_passed_over() {
@@ -287,8 +296,8 @@ mod tests {
             manager.go_on();
             let nothing = receiver.recv(&mut [0; 8]).unwrap_err().kind();
             assert_eq!(nothing, io::ErrorKind::WouldBlock, "what is known is not said again");
-            manager.heed(&Action::Say(Note::Reload { workers: 1 }));
-            manager.heed(&Action::Say(Note::Reloaded));
+            manager.heed(&Action::Say(Note::Rollout { kind: Kind::Reload, workers: 1, surge: 1 }));
+            manager.heed(&Action::Say(Note::RolloutDone { kind: Kind::Reload }));
             manager.go_on();
             let reloading = read(&receiver);
             let usec = reloading.strip_prefix("RELOADING=1\nMONOTONIC_USEC=").unwrap();
@@ -306,13 +315,16 @@ mod tests {
         manager.heed(&READY);
         manager.go_on();
         while manager.retry.is_none() {
-            for note in [Note::Reload { workers: 1 }, Note::Reloaded] {
+            for note in [
+                Note::Rollout { kind: Kind::Reload, workers: 1, surge: 1 },
+                Note::RolloutDone { kind: Kind::Reload },
+            ] {
                 manager.heed(&Action::Say(note));
                 manager.go_on();
             }
         }
         for _ in 0..9 {
-            manager.heed(&Action::Say(Note::Reload { workers: 1 }));
+            manager.heed(&Action::Say(Note::Rollout { kind: Kind::Reload, workers: 1, surge: 1 }));
         }
         manager.heed(&Action::Say(Note::Stopping { workers: 1 }));
         manager.go_on();

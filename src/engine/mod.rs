@@ -2,21 +2,31 @@
 //! and tells it what happens. One thread; the runtime is tokio's single-threaded one, and nothing
 //! here may use its blocking pool, because children are made by fork.
 
+mod answer;
+mod before;
+mod check;
 mod diagnose;
 mod environment;
+mod guard;
 mod manager;
+mod notify;
 mod obey;
 mod orphans;
 mod output;
 mod ports;
 mod program;
 mod reap;
+mod resume;
+mod room;
 mod say;
 mod signals;
 mod sink;
 mod spawn;
 mod standing;
 mod start;
+mod state;
+mod upgrade;
+mod usage;
 mod user;
 mod watch;
 
@@ -34,28 +44,41 @@ use anyhow::Context;
 use nix::sys::prctl::set_child_subreaper;
 use nix::sys::signal::Signal;
 use nix::unistd::Pid;
+use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 use tokio::task::LocalSet;
+use tracing::{error, warn};
 
+pub(crate) use check::Check;
 pub(crate) use environment::Environment;
 pub(crate) use manager::Manager;
 pub(crate) use ports::holder;
-pub(crate) use program::find;
-pub(crate) use spawn::replace;
+pub(crate) use program::{find, replace};
+pub(crate) use room::Surge;
 pub(crate) use start::exec_status;
+pub(crate) use upgrade::Resume;
 pub(crate) use user::User;
 
-use crate::fleet::{Action, Event, Fleet, Note, Policy, Time, WorkerKey};
+use crate::control::Place;
+use crate::fleet::{Action, Event, Fleet, Kind, Note, Policy, Time, Told, WorkerKey};
 use crate::log;
 use crate::sockets::Listener;
-use output::{Stream, Tail};
+use answer::Control;
+use check::Look;
+use guard::Guard;
+use notify::{Message, NotifySocket};
+use output::{LAST_WORDS, Ring, Stream};
 use signals::Signals;
 use sink::{Sink, StreamId, same_file};
 use spawn::{Spawner, forget_code, keep_zombies};
+use state::State;
+use upgrade::Proof;
 
 /// What to run, and how.
 pub(crate) struct Config {
     pub(crate) program: PathBuf,
     pub(crate) words: Vec<OsString>,
+    /// What a reload brings in.
+    pub(crate) renewal: Renewal,
     /// Whether placeholders in the words are replaced.
     pub(crate) template: bool,
     pub(crate) env: Environment,
@@ -68,9 +91,26 @@ pub(crate) struct Config {
     pub(crate) user: Option<User>,
     pub(crate) dir: Option<PathBuf>,
     pub(crate) listeners: Vec<Listener>,
+    /// A shell command that runs once, before the first worker.
+    pub(crate) before: Option<String>,
+    pub(crate) surge: Surge,
+    /// Whether `READY=1` makes a worker ready.
+    pub(crate) ready_by_notice: bool,
+    pub(crate) ready_check: Option<Check>,
+    pub(crate) health_check: Option<Check>,
+    /// Of this instance.
+    pub(crate) name: Option<String>,
+    pub(crate) control: Place,
+    /// The sizing report.
+    pub(crate) plan: String,
+    pub(crate) bound_by: &'static str,
     /// Who started us and wants to know how we are.
     pub(crate) manager: Option<Manager>,
 }
+
+/// Reads anew what a reload brings in: the program, its words and its environment. The error tells what
+/// is wrong; then all stays as it is.
+pub(crate) type Renewal = Box<dyn Fn() -> Result<(PathBuf, Vec<OsString>, Environment), String>>;
 
 /// What each line of a worker begins with.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -80,9 +120,29 @@ pub(crate) enum Prefix {
     Colored,
 }
 
-/// Runs the fleet to its end and returns the exit status.
-pub(crate) fn run(config: Config) -> anyhow::Result<u8> {
+/// Runs the fleet to its end and returns the exit status; goes on with what an earlier program left,
+/// where there was one.
+pub(crate) fn run(mut config: Config, resume: Option<Resume>) -> anyhow::Result<u8> {
     keep_zombies().context("cannot reset SIGCHLD")?;
+    let state = resume.as_ref().map(|resume| &resume.state);
+    let strangers = match state {
+        Some(state) => state.strangers.iter().copied().map(Pid::from_raw).collect(),
+        None => orphans::children(),
+    };
+    let name = state.map_or_else(guard::name, |state| state.name.clone());
+    config.env.set("NOTIFY_SOCKET", &name);
+    let mark = format!("NOTIFY_SOCKET={name}").into_bytes();
+    let wanted = !config.terminal;
+    let guard = match state {
+        Some(state) => {
+            let process = state
+                .guard
+                .and_then(|(pipe, pid)| Some((Pid::from_raw(pid), resume::own(Some(pipe))?)));
+            Guard::resume(mark, wanted, process, state.groups.iter().copied())
+        }
+        // As early as can be: it is a copy of us as we are.
+        None => Guard::start(mark, wanted),
+    };
     let settled = Arc::new(AtomicBool::new(false));
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
@@ -97,8 +157,16 @@ pub(crate) fn run(config: Config) -> anyhow::Result<u8> {
         })
         .build();
     let runtime = runtime.context("cannot start the event loop")?;
-    let status =
-        LocalSet::new().block_on(&runtime, async { Engine::new(config, settled)?.run().await });
+    let status = LocalSet::new().block_on(&runtime, async {
+        let base = Base { settled, strangers, guard, name };
+        let mut engine = Engine::new(config, base, resume.as_ref().map(|resume| &resume.state))?;
+        if let Some(resume) = resume {
+            engine.take_up(&resume)?;
+        } else if let Some(status) = engine.begin().await? {
+            return Ok(status);
+        }
+        engine.run().await
+    });
     log::release();
     status
 }
@@ -113,7 +181,22 @@ struct Running {
     /// Reaped: its pid may be somebody else's by now, its group is ours as long as it has members.
     reaped: bool,
     streams: Vec<Rc<Stream>>,
-    tail: Rc<RefCell<Tail>>,
+    /// The last output of its slot, and where its own begins.
+    ring: Rc<RefCell<Ring>>,
+    words_from: u64,
+    /// What it says of itself (`STATUS=`).
+    status: Option<String>,
+    /// A look from outside at whether it serves.
+    look: Option<Look>,
+}
+
+impl Running {
+    /// The last of what it wrote, where we read it.
+    fn last_words(&self) -> Vec<u8> {
+        let mut words = self.ring.borrow().since(self.words_from, LAST_WORDS);
+        words.extend(self.streams.iter().flat_map(|stream| stream.unfinished()));
+        words
+    }
 }
 
 struct Engine {
@@ -121,6 +204,12 @@ struct Engine {
     fleet: Fleet,
     spawner: Spawner,
     signals: Rc<Signals>,
+    /// The workers' `NOTIFY_SOCKET`, which is also the mark of this run.
+    name: String,
+    /// Where workers tell of themselves; none where it could not be had.
+    notify: Option<Rc<NotifySocket>>,
+    /// What looks at workers find out.
+    inbox: (UnboundedSender<Found>, UnboundedReceiver<Found>),
     started: Instant,
     running: BTreeMap<WorkerKey, Running>,
     stdout: Rc<Sink>,
@@ -128,6 +217,9 @@ struct Engine {
     /// Every stream that has not ended, also of workers that have.
     streams: Vec<Rc<Stream>>,
     next_stream: u64,
+    /// The last output of each slot.
+    rings: BTreeMap<u32, Rc<RefCell<Ring>>>,
+    control: Control,
     hup_ignored: bool,
     had_terminal: bool,
     /// The process group that we gave our terminal to.
@@ -138,19 +230,44 @@ struct Engine {
     settled: Arc<AtomicBool>,
     /// Children that were here before us: `sh -c 'helper & exec throng-rs …'`.
     strangers: Vec<Pid>,
+    guard: Guard,
     manager: Option<Manager>,
+    /// The file of the program that takes our place in an upgrade.
+    successor: PathBuf,
+    proof: Option<Proof>,
+    /// The proof has succeeded.
+    proven: bool,
+    /// How often our program has been replaced.
+    upgrades: u32,
+    /// Why the last one that was to come could not.
+    upgrade_error: Option<String>,
     exit: Option<u8>,
 }
+
+/// A worker, and what was found out about it.
+type Found = (WorkerKey, Told);
 
 /// How often a group without its leader is looked at.
 const GROUP_CHECK: Duration = Duration::from_millis(100);
 /// Our own lines, beside those of the workers.
 const OWN_LINES: StreamId = StreamId(0);
 
+/// What is there before the engine.
+struct Base {
+    settled: Arc<AtomicBool>,
+    strangers: Vec<Pid>,
+    guard: Guard,
+    name: String,
+}
+
 impl Engine {
-    fn new(mut config: Config, settled: Arc<AtomicBool>) -> anyhow::Result<Self> {
+    fn new(mut config: Config, base: Base, state: Option<&State>) -> anyhow::Result<Self> {
+        let Base { settled, strangers, guard, name } = base;
         let hup_ignored = signals::was_ignored(Signal::SIGHUP);
-        let signals = Signals::block().context("cannot collect signals")?;
+        let mut signals = Signals::block().context("cannot collect signals")?;
+        if let Some(state) = state {
+            signals.inherited = resume::mask(&state.mask);
+        }
         // Orphans of a worker come to us and not to PID 1.
         set_child_subreaper(true).context("cannot become a subreaper")?;
         let sockets: io::Result<Vec<_>> =
@@ -159,7 +276,17 @@ impl Engine {
         let (user, dir) = (config.user.take(), config.dir.take());
         let manager = config.manager.take();
         let spawner = Spawner::new(signals.inherited, user, dir, &sockets);
-        let spawner = spawner.context("cannot prepare for starting workers")?;
+        let mut spawner = spawner.context("cannot prepare for starting workers")?;
+        let handed_down = state.and_then(|state| resume::own(state.notify));
+        let notify = match handed_down
+            .map_or_else(|| NotifySocket::bind(&name), NotifySocket::adopt)
+        {
+            Ok(socket) => Some(Rc::new(socket)),
+            Err(error) => {
+                warn!(event = "no_notify", "nobody listens at the workers' NOTIFY_SOCKET: {error}");
+                None
+            }
+        };
         let sink = |fd: io::Result<Sink>| fd.map(Rc::new).context("cannot write to our own output");
         let stdout = sink(Sink::new(io::stdout()))?;
         // `2>&1`: one stream has one writer, or parts of lines would mix.
@@ -172,24 +299,47 @@ impl Engine {
         };
         tokio::task::spawn_local(Rc::clone(&stdout).serve());
         log::hold();
+        let control = Control::open(&config, state.and_then(|state| state.control.as_ref()))?;
+        let policy = config.policy.clone();
+        let fleet = match state {
+            Some(state) => {
+                spawner.limits = state.limits;
+                Fleet::restore(policy, state.fleet.clone())
+            }
+            None => Fleet::new(policy, config.workers),
+        };
+        let elapsed = state.map_or(Duration::ZERO, |state| state.elapsed);
+        let now = Instant::now();
         Ok(Self {
-            fleet: Fleet::new(config.policy.clone(), config.workers),
+            fleet,
             config,
             spawner,
             signals: Rc::new(signals),
-            started: Instant::now(),
+            name,
+            notify,
+            inbox: unbounded_channel(),
+            // The fleet's times go on where they were.
+            started: now.checked_sub(elapsed).unwrap_or(now),
             running: BTreeMap::new(),
             stdout,
             stderr,
             streams: Vec::new(),
             next_stream: OWN_LINES.0,
+            rings: BTreeMap::new(),
+            control,
             hup_ignored,
             had_terminal: obey::has_terminal(),
             terminal_given: Cell::new(None),
             quick_failures: BTreeMap::new(),
             settled,
-            strangers: orphans::children(),
+            strangers,
+            guard,
             manager,
+            successor: upgrade::successor(),
+            proof: None,
+            proven: false,
+            upgrades: 0,
+            upgrade_error: None,
             exit: None,
         })
     }
@@ -198,10 +348,47 @@ impl Engine {
         self.started.elapsed()
     }
 
-    async fn run(mut self) -> anyhow::Result<u8> {
+    /// The first start of all; a status where the run is over already.
+    async fn begin(&mut self) -> anyhow::Result<Option<u8>> {
+        if let Some(status) = self.before().await? {
+            self.finish().await;
+            return Ok(Some(status));
+        }
         self.tell(Event::Start);
+        Ok(None)
+    }
+
+    /// Goes on with what an earlier program left.
+    fn take_up(&mut self, resume: &Resume) -> anyhow::Result<()> {
+        self.restore(&resume.state)?;
+        // From here on there is no way back, and nothing that could fail.
+        if let Some(way_back) = resume.way_back() {
+            way_back.close(&resume.state);
+        }
+        self.spawner.hold_places();
+        for (listener, state) in self.config.listeners.iter_mut().zip(&resume.state.listeners) {
+            if state.file {
+                listener.own_file();
+            }
+        }
+        if let Some(socket) = &mut self.control.socket {
+            socket.owns_file = true;
+        }
+        self.work_on(&resume.state);
+        Ok(())
+    }
+
+    async fn run(mut self) -> anyhow::Result<u8> {
         let mut busy = true;
         loop {
+            if std::mem::take(&mut self.proven) {
+                // Answers that are ready go out first.
+                reap::some_turns().await;
+                let error = self.become_successor();
+                error!(event = "upgrade_failed", "no upgrade: {error:#}");
+                self.upgrade_error = Some(format!("{error:#}"));
+            }
+            self.guard.pass_on();
             if let Some(manager) = &mut self.manager {
                 manager.go_on();
             }
@@ -211,6 +398,7 @@ impl Engine {
                 return Ok(status);
             }
             let signals = Rc::clone(&self.signals);
+            let notify = self.notify.clone();
             let idle = self.fleet.deadline().is_none();
             if idle && busy {
                 self.settled.store(true, Ordering::Relaxed);
@@ -223,9 +411,17 @@ impl Engine {
             tokio::select! {
                 biased;
                 received = signals.next() => self.signal(received.context("cannot read signals")?),
+                Some((worker, what)) = self.inbox.1.recv() => self.tell(Event::Told { worker, what }),
+                Some((ask, answer)) = self.control.calls.recv() => self.answer(&ask, answer),
+                message = heard(notify.as_deref()) => self.heard(message),
                 () = until(deadline) => self.tell(Event::Tick),
                 () = until(groups) => self.check_groups(),
+                () = until(self.guard.due().map(Into::into)) => self.guard.renew(),
+                // What is to be told is told at the beginning of each turn.
+                () = self.stdout.news() => {}
+                () = self.stderr.news() => {}
                 () = until(news) => {}
+                () = until(self.proof.as_ref().map(|proof| proof.deadline)) => self.end_proof(),
             }
         }
     }
@@ -234,6 +430,7 @@ impl Engine {
     fn tell(&mut self, event: Event) {
         // What cannot be started is an event of its own, which may lead to more.
         let mut events = vec![event];
+        let mut aged = Vec::new();
         while let Some(event) = events.pop() {
             for action in self.fleet.step(self.started.elapsed(), event) {
                 if let Some(manager) = &mut self.manager {
@@ -247,17 +444,32 @@ impl Engine {
                     }
                     Action::AskLeader(worker) => self.ask(worker, false),
                     Action::AskGroup(worker) => self.ask(worker, true),
+                    Action::AbortLeader(worker) => self.abort_leader(worker),
+                    Action::Aged { slot } => aged.push(slot),
                     Action::Kill(worker) => self.signal_group(worker, Signal::SIGKILL),
                     Action::Say(note) => {
                         self.say(note);
-                        if let Note::GaveUp { worker, .. } = note {
-                            self.running.remove(&worker);
+                        match note {
+                            Note::GaveUp { worker, .. } => drop(self.running.remove(&worker)),
+                            Note::Ready { worker, .. } => self.look_for_life(worker),
+                            _ => self.control.note(note),
                         }
                     }
                     Action::Exit(status) => self.exit = Some(status),
                 }
             }
         }
+        for slot in aged {
+            self.renew(Kind::Aged, Some(slot));
+        }
+    }
+}
+
+/// What a worker says next, or nothing ever where it cannot.
+async fn heard(socket: Option<&NotifySocket>) -> io::Result<Message> {
+    match socket {
+        Some(socket) => socket.next().await,
+        None => std::future::pending().await,
     }
 }
 

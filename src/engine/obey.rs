@@ -6,7 +6,6 @@ use std::io;
 use nix::errno::Errno;
 use nix::sys::signal::{SigSet, SigmaskHow, Signal, kill, killpg, raise, sigprocmask};
 use nix::unistd::{getpgrp, getpid, tcgetpgrp, tcsetpgrp};
-use tracing::warn;
 
 use super::Engine;
 use super::reap::group_lives;
@@ -26,6 +25,15 @@ impl Engine {
             // It has not been reaped, so the pid is its own; an ended process takes no harm.
             let _ = kill(pid, self.config.stop_signal);
         }
+        self.signal_group(worker, Signal::SIGCONT);
+    }
+
+    /// A core dump or a stack trace tells more than an end.
+    pub(super) fn abort_leader(&self, worker: WorkerKey) {
+        let Some(running) = self.running.get(&worker).filter(|running| !running.reaped) else {
+            return;
+        };
+        let _ = kill(running.pid, Signal::SIGABRT);
         self.signal_group(worker, Signal::SIGCONT);
     }
 
@@ -66,10 +74,7 @@ impl Engine {
             Signal::SIGCONT => self.go_on(),
             // The kernel speaks to us alone there: a window has changed, we wrote to nobody.
             Signal::SIGTTIN | Signal::SIGTTOU | Signal::SIGPIPE => {}
-            Signal::SIGUSR2 => warn!(
-                event = "signal",
-                "USR2 is kept for an upgrade of throng-rs itself and is not passed on"
-            ),
+            Signal::SIGUSR2 => self.upgrade(None),
             _ if received.by_process => self.pass_on(received.number),
             _ => {}
         }
@@ -80,7 +85,12 @@ impl Engine {
             return;
         }
         let terminal_gone = self.had_terminal && (!received.by_process || !has_terminal());
-        self.tell(if terminal_gone { Event::Stop(Urgency::Graceful) } else { Event::Reload });
+        if terminal_gone {
+            self.tell(Event::Stop(Urgency::Graceful));
+        } else {
+            // Its failure is in the log, which is all that a signal can have for an answer.
+            let _ = self.reload();
+        }
     }
 
     /// Stops us, until somebody says CONT, and goes on with the workers.

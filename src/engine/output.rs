@@ -1,18 +1,21 @@
 //! What a worker writes: read from its pipe, cut into lines, passed to our own output.
 //!
 //! Lines stay whole up to [`LONGEST_LINE`]; what is longer goes out in pieces, so that no worker can
-//! make us keep more than that. The last words of each worker are kept for a diagnosis.
+//! make us keep more than that. The last output of each slot is kept in a ring of its own.
 
 use std::cell::{Cell, RefCell};
+use std::collections::VecDeque;
 use std::io;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::rc::Rc;
+use std::sync::Arc;
 
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::unistd::{fchown, pipe2, read};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
+use tokio::sync::broadcast;
 
 use super::sink::{Sink, StreamId};
 use super::user::User;
@@ -20,28 +23,83 @@ use super::watch::watch;
 
 /// A line that is longer is not kept together.
 const LONGEST_LINE: usize = 64 << 10;
-/// How many of the last bytes are kept.
-const LAST_WORDS: usize = 4 << 10;
+/// How many of a worker's last bytes a diagnosis looks at.
+pub(crate) const LAST_WORDS: usize = 4 << 10;
+/// What all rings together may keep, within the bounds of each.
+const ALL_RINGS: usize = 512 << 10;
+const SMALLEST_RING: usize = 4 << 10;
+const LARGEST_RING: usize = 64 << 10;
 /// One read.
 const PIECE: usize = 16 << 10;
 
-/// The last words of a worker, both of its streams together.
-#[derive(Debug, Default)]
-pub(crate) struct Tail(Vec<u8>);
+/// The last output of the workers of one slot, both streams together.
+#[derive(Debug)]
+pub(crate) struct Ring {
+    bytes: VecDeque<u8>,
+    most: usize,
+    /// How much has ever gone in.
+    total: u64,
+}
 
-impl Tail {
+impl Ring {
+    /// One of `count`.
+    pub(crate) fn new(count: u32) -> Self {
+        let most = ALL_RINGS / usize::try_from(count.max(1)).unwrap_or(usize::MAX);
+        let most = most.clamp(SMALLEST_RING, LARGEST_RING);
+        Self { bytes: VecDeque::new(), most, total: 0 }
+    }
+
     fn add(&mut self, bytes: &[u8]) {
-        let bytes = &bytes[bytes.len().saturating_sub(LAST_WORDS)..];
-        // Nothing for who never writes, and never more than the limit.
-        self.0.reserve_exact(LAST_WORDS - self.0.len());
-        let surplus = (self.0.len() + bytes.len()).saturating_sub(LAST_WORDS);
-        self.0.drain(..surplus);
-        self.0.extend_from_slice(bytes);
+        self.total += bytes.len() as u64;
+        let bytes = &bytes[bytes.len().saturating_sub(self.most)..];
+        let surplus = (self.bytes.len() + bytes.len()).saturating_sub(self.most);
+        self.bytes.drain(..surplus);
+        // Grows with what there is, and never beyond its bound.
+        if self.bytes.capacity() < self.bytes.len() + bytes.len() {
+            let wanted = (self.bytes.len() + bytes.len()).next_power_of_two().min(self.most);
+            self.bytes.reserve_exact(wanted - self.bytes.len());
+        }
+        self.bytes.extend(bytes);
     }
 
-    pub(crate) fn words(&self) -> &[u8] {
-        &self.0
+    pub(crate) fn total(&self) -> u64 {
+        self.total
     }
+
+    /// Whole lines, as far back as they are kept.
+    pub(crate) fn lines(&self) -> Vec<u8> {
+        let mut bytes: Vec<u8> = self.bytes.iter().copied().collect();
+        if self.total > bytes.len() as u64
+            && let Some(end) = bytes.iter().position(|byte| *byte == b'\n')
+        {
+            bytes.drain(..=end);
+        }
+        bytes
+    }
+
+    /// Goes on with what another one had.
+    pub(crate) fn restore(most: usize, total: u64, bytes: &[u8]) -> Self {
+        Self { bytes: bytes.iter().copied().collect(), most, total }
+    }
+
+    pub(crate) fn most(&self) -> usize {
+        self.most
+    }
+
+    /// The last of what came after `start`, at most so much.
+    pub(crate) fn since(&self, start: u64, most: usize) -> Vec<u8> {
+        let wanted = usize::try_from(self.total - start).unwrap_or(usize::MAX).min(most);
+        let skipped = self.bytes.len().saturating_sub(wanted);
+        self.bytes.iter().skip(skipped).copied().collect()
+    }
+}
+
+/// Where the output of one slot goes beside our own.
+#[derive(Clone)]
+pub(crate) struct Record {
+    pub(crate) slot: u32,
+    pub(crate) ring: Rc<RefCell<Ring>>,
+    pub(crate) news: broadcast::Sender<(u32, Arc<[u8]>)>,
 }
 
 /// The reading end of one stream of one worker.
@@ -52,7 +110,7 @@ pub(crate) struct Stream {
     prefix: Vec<u8>,
     /// The beginning of a line whose end has not come.
     partial: RefCell<Vec<u8>>,
-    tail: Rc<RefCell<Tail>>,
+    record: Record,
     /// Nobody holds the other end any more.
     ended: Cell<bool>,
 }
@@ -81,7 +139,7 @@ impl Stream {
         fd: OwnedFd,
         sink: Rc<Sink>,
         prefix: Vec<u8>,
-        tail: Rc<RefCell<Tail>>,
+        record: Record,
     ) -> io::Result<Self> {
         let fd = watch(fd, Interest::READABLE).map_err(|(_, error)| error)?;
         Ok(Self {
@@ -90,7 +148,7 @@ impl Stream {
             sink,
             prefix,
             partial: RefCell::default(),
-            tail,
+            record,
             ended: Cell::new(false),
         })
     }
@@ -123,6 +181,31 @@ impl Stream {
         self.push_partial();
     }
 
+    pub(crate) fn id(&self) -> StreamId {
+        self.id
+    }
+
+    pub(crate) fn fd(&self) -> BorrowedFd<'_> {
+        self.fd.get_ref().as_fd()
+    }
+
+    pub(crate) fn slot(&self) -> u32 {
+        self.record.slot
+    }
+
+    pub(crate) fn writes_to(&self, sink: &Rc<Sink>) -> bool {
+        Rc::ptr_eq(&self.sink, sink)
+    }
+
+    pub(crate) fn partial(&self) -> Vec<u8> {
+        self.partial.borrow().clone()
+    }
+
+    /// Goes on with the beginning of a line that another program has read.
+    pub(crate) fn go_on_with(&self, partial: Vec<u8>) {
+        *self.partial.borrow_mut() = partial;
+    }
+
     /// Whether nothing more will come.
     pub(crate) fn has_ended(&self) -> bool {
         self.ended.get()
@@ -130,7 +213,32 @@ impl Stream {
 
     fn push_partial(&self) {
         let partial = std::mem::take(&mut *self.partial.borrow_mut());
-        self.sink.push(self.id, &self.prefix, &partial);
+        self.pass(&partial);
+    }
+
+    /// The beginning of a line whose end has not come.
+    pub(crate) fn unfinished(&self) -> Vec<u8> {
+        let partial = self.partial.borrow();
+        partial[partial.len().saturating_sub(LAST_WORDS)..].to_vec()
+    }
+
+    /// Whole lines, or a piece of one that is too long.
+    fn pass(&self, piece: &[u8]) {
+        if piece.is_empty() {
+            return;
+        }
+        self.record.ring.borrow_mut().add(piece);
+        if self.record.news.receiver_count() > 0 {
+            // The last one may just have gone.
+            let _ = self.record.news.send((self.record.slot, piece.into()));
+        }
+        if self.prefix.is_empty() {
+            self.sink.push(self.id, b"", piece);
+            return;
+        }
+        for line in piece.split_inclusive(|byte| *byte == b'\n') {
+            self.sink.push(self.id, &self.prefix, line);
+        }
     }
 
     fn end(&self) -> Found {
@@ -159,29 +267,21 @@ impl Stream {
     }
 
     fn take(&self, bytes: &[u8]) {
-        self.tail.borrow_mut().add(bytes);
         let mut partial = self.partial.borrow_mut();
         let Some(last) = bytes.iter().rposition(|b| *b == b'\n') else {
             partial.extend_from_slice(bytes);
             if partial.len() > LONGEST_LINE {
-                self.sink.push(self.id, &self.prefix, &partial);
+                self.pass(&partial);
                 *partial = Vec::new();
             }
             return;
         };
         let (whole, rest) = bytes.split_at(last + 1);
-        if self.prefix.is_empty() {
-            if !partial.is_empty() {
-                self.sink.push(self.id, b"", &partial);
-            }
-            self.sink.push(self.id, b"", whole);
+        if partial.is_empty() {
+            self.pass(whole);
         } else {
-            for line in whole.split_inclusive(|b| *b == b'\n') {
-                if !partial.is_empty() {
-                    self.sink.push(self.id, &self.prefix, &std::mem::take(&mut *partial));
-                }
-                self.sink.push(self.id, &self.prefix, line);
-            }
+            partial.extend_from_slice(whole);
+            self.pass(&partial);
         }
         // Most workers never leave half a line behind: they cost no buffer.
         *partial = rest.to_vec();

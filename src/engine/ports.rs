@@ -2,18 +2,24 @@
 
 use std::collections::HashSet;
 use std::net::SocketAddr;
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsFd, AsRawFd};
 
 use nix::sys::socket::{
     AddressFamily, SockFlag, SockType, SockaddrStorage, bind, setsockopt, socket, sockopt,
 };
+use nix::sys::stat::fstat;
 use nix::unistd::Pid;
 use procfs::net::TcpState;
 use procfs::process::{FDTarget, Process};
 
-/// The TCP addresses that processes of the group `leader` listen on, in order of their ports.
-pub(crate) fn listening(leader: Pid) -> Vec<SocketAddr> {
+/// The TCP addresses that processes of the group `leader` listen on, in order of their ports, but for
+/// the sockets `ours`, which they have from us.
+pub(crate) fn listening(leader: Pid, ours: &HashSet<u64>) -> Vec<SocketAddr> {
     let sockets: HashSet<u64> = members(leader).iter().flat_map(sockets).collect();
+    let sockets: HashSet<u64> = sockets.difference(ours).copied().collect();
+    if sockets.is_empty() {
+        return Vec::new();
+    }
     let all = listeners().into_iter();
     let mut found: Vec<_> =
         all.filter(|(inode, _)| sockets.contains(inode)).map(|(_, address)| address).collect();
@@ -46,6 +52,11 @@ pub(crate) fn holder(port: u16) -> Option<String> {
         .find(|process| sockets(process).iter().any(|inode| inodes.contains(inode)))?;
     let name = process.stat().map(|stat| stat.comm).unwrap_or_default();
     Some(format!("pid {} ({name})", process.pid()))
+}
+
+/// What `/proc` calls a socket of ours.
+pub(crate) fn inode(fd: &impl AsFd) -> Option<u64> {
+    fstat(fd).ok().map(|info| info.st_ino)
 }
 
 /// Listening sockets: inode and address.
@@ -101,11 +112,11 @@ mod tests {
         let port = listener.local_addr().unwrap().port();
         let leader = nix::unistd::getpgrp();
         let ours = |address: &SocketAddr| address.port() == port;
-        assert!(listening(leader).iter().any(ours));
+        assert!(listening(leader, &HashSet::new()).iter().any(ours));
         assert!(!is_shared(&listener.local_addr().unwrap()));
         assert!(holder(port).unwrap().contains("pid "));
         drop(listener);
-        assert!(!listening(leader).iter().any(ours));
+        assert!(!listening(leader, &HashSet::new()).iter().any(ours));
     }
 
     #[test]

@@ -2,12 +2,15 @@
 //! message with status 126 or 127 and not N crashing workers.
 
 use std::ffi::{OsStr, OsString};
-use std::io::ErrorKind;
+use std::io::{self, ErrorKind};
 use std::os::unix::ffi::OsStrExt;
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 
 use nix::unistd::{AccessFlags, access};
 
+use super::user::User;
 use crate::exit::{CANNOT_EXECUTE, Failure, NOT_FOUND};
 
 /// What the shell searches where PATH is unset (`confstr(_CS_PATH)` plus the usual local places).
@@ -98,6 +101,31 @@ pub(crate) fn expand(words: &[OsString], values: &[(&str, String)]) -> Vec<OsStr
             OsString::from(text)
         })
         .collect()
+}
+
+/// Makes this process the command; returns only where that failed.
+pub(crate) fn replace(
+    program: &Path,
+    words: &[OsString],
+    env: &[(OsString, OsString)],
+    dir: Option<&Path>,
+    user: Option<&User>,
+) -> io::Error {
+    let mut command = Command::new(program);
+    command
+        .args(words.iter().skip(1))
+        .env_clear()
+        .envs(env.iter().map(|(name, value)| (name, value)));
+    if let Some(word) = words.first() {
+        command.arg0(word);
+    }
+    if let Some(dir) = dir {
+        command.current_dir(dir);
+    }
+    if let Some(Err(errno)) = user.map(User::take_on) {
+        return errno.into();
+    }
+    command.exec()
 }
 
 #[cfg(test)]

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use nix::errno::Errno;
-use nix::sys::signal::killpg;
+use nix::sys::signal::{Signal, killpg, raise};
 use nix::unistd::Pid;
 use tracing::warn;
 
@@ -12,15 +12,21 @@ use super::{Engine, OWN_LINES, Running, orphans};
 use crate::fleet::{Event, WorkerKey};
 use crate::log;
 
+/// Orphans that come as fast as they are reaped must not keep us from everything else.
+const AT_ONCE: u32 = 10_000;
 /// How long the last lines may take to be read when all is over.
 const LAST_FLUSH: Duration = Duration::from_secs(2);
+
+/// How often the control interface may go on before all is over.
+const LAST_TURNS: usize = 16;
 
 impl Engine {
     /// Takes in every child that has ended: all are reaped first, so that the members of a group
     /// that went together are not mistaken for a rest of it.
     pub(super) fn reap(&mut self) {
         let mut ended = Vec::new();
-        while let Some((pid, change)) = wait_any() {
+        for turn in 1.. {
+            let Some((pid, change)) = wait_any() else { break };
             let known =
                 self.running.iter_mut().find(|(_, running)| running.pid == pid && !running.reaped);
             match (known, change) {
@@ -29,7 +35,16 @@ impl Engine {
                     ended.push((*key, how));
                 }
                 (Some(_), Change::Stopped) => self.stopped_by_terminal(),
-                (None, _) => {}
+                (None, change) => {
+                    if !self.proved(pid, change) {
+                        self.guard.heard(pid, change);
+                    }
+                }
+            }
+            if turn >= AT_ONCE {
+                // Others have their turn, and then the rest.
+                let _ = raise(Signal::SIGCHLD);
+                break;
             }
         }
         for (worker, how) in ended {
@@ -37,8 +52,8 @@ impl Engine {
             let port = self.wanted_port(worker, how);
             let group = self.running.get(&worker).is_some_and(|running| group_lives(running.pid));
             self.tell(Event::Ended { worker, how, group });
-            if !group {
-                self.running.remove(&worker);
+            if !group && let Some(running) = self.running.remove(&worker) {
+                self.guard.gone(running.pid);
             }
             if let Some(port) = port {
                 self.port_taken(&port, how);
@@ -55,7 +70,9 @@ impl Engine {
             self.running.iter().filter(|(_, running)| left(running)).map(|(key, _)| *key).collect();
         for worker in gone {
             self.tell(Event::GroupGone { worker });
-            self.running.remove(&worker);
+            if let Some(running) = self.running.remove(&worker) {
+                self.guard.gone(running.pid);
+            }
         }
     }
 
@@ -68,7 +85,7 @@ impl Engine {
 
     pub(super) fn pass_own_lines(&self) {
         for (name, sink) in [("standard output", &self.stdout), ("standard error", &self.stderr)] {
-            if let Some((errno, bytes)) = sink.take_lost() {
+            if let Some((errno, bytes)) = sink.take_lost(self.exit.is_some()) {
                 warn!(
                     event = "output_lost",
                     bytes,
@@ -93,8 +110,10 @@ impl Engine {
     pub(super) async fn finish(&mut self) {
         self.take_terminal();
         if !self.config.terminal {
+            self.strangers.extend(self.guard.pid());
             orphans::end(&self.signals, &self.strangers).await;
         }
+        self.guard.end();
         let drained = async {
             for stream in &self.streams {
                 stream.flush().await;
@@ -102,8 +121,17 @@ impl Engine {
             self.pass_own_lines();
             self.stdout.drained().await;
             self.stderr.drained().await;
+            // Answers that are ready are written by their tasks: each has a few turns to do it.
+            some_turns().await;
         };
         let _ = tokio::time::timeout(LAST_FLUSH, drained).await;
+    }
+}
+
+/// Lets the tasks of the control interface write what is ready.
+pub(super) async fn some_turns() {
+    for _ in 0..LAST_TURNS {
+        tokio::task::yield_now().await;
     }
 }
 

@@ -23,6 +23,9 @@ pub(crate) struct Received {
 /// The stream of signals.
 pub(crate) struct Signals {
     fd: AsyncFd<SignalFd>,
+    /// CHLD alone: the kernel hands out the lowest number first, and a storm of ended orphans must not
+    /// hold up those above it.
+    children: AsyncFd<SignalFd>,
     /// The mask as it was, for the workers.
     pub(crate) inherited: SigSet,
 }
@@ -44,23 +47,36 @@ impl Signals {
             mask.remove(fault);
         }
         sigprocmask(SigmaskHow::SIG_SETMASK, Some(&mask), Some(&mut inherited))?;
-        let fd = SignalFd::with_flags(&mask, SfdFlags::SFD_NONBLOCK | SfdFlags::SFD_CLOEXEC)?;
-        let fd = watch(fd, Interest::READABLE).map_err(|(_, error)| error)?;
-        Ok(Self { fd, inherited })
+        let stream = |mask: &SigSet| -> io::Result<AsyncFd<SignalFd>> {
+            let fd = SignalFd::with_flags(mask, SfdFlags::SFD_NONBLOCK | SfdFlags::SFD_CLOEXEC)?;
+            watch(fd, Interest::READABLE).map_err(|(_, error)| error)
+        };
+        let mut children = SigSet::empty();
+        children.add(Signal::SIGCHLD);
+        mask.remove(Signal::SIGCHLD);
+        Ok(Self { fd: stream(&mask)?, children: stream(&children)?, inherited })
     }
 
     /// The next signal.
     pub(crate) async fn next(&self) -> io::Result<Received> {
-        loop {
-            let mut ready = self.fd.readable().await?;
-            match self.fd.get_ref().read_signal()? {
-                None => ready.clear_ready(),
-                Some(info) => {
-                    let number = i32::try_from(info.ssi_signo).unwrap_or_default();
-                    // SI_USER and below are kill, tkill and sigqueue; the kernel's own are above.
-                    let signal = Signal::try_from(number).ok();
-                    return Ok(Received { signal, number, by_process: info.ssi_code <= 0 });
-                }
+        tokio::select! {
+            biased;
+            received = read(&self.fd) => received,
+            received = read(&self.children) => received,
+        }
+    }
+}
+
+async fn read(fd: &AsyncFd<SignalFd>) -> io::Result<Received> {
+    loop {
+        let mut ready = fd.readable().await?;
+        match fd.get_ref().read_signal()? {
+            None => ready.clear_ready(),
+            Some(info) => {
+                let number = i32::try_from(info.ssi_signo).unwrap_or_default();
+                // SI_USER and below are kill, tkill and sigqueue; the kernel's own are above.
+                let signal = Signal::try_from(number).ok();
+                return Ok(Received { signal, number, by_process: info.ssi_code <= 0 });
             }
         }
     }

@@ -9,6 +9,7 @@ use std::cell::RefCell;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::rc::Rc;
+use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 use nix::fcntl::{OFlag, open};
@@ -26,6 +27,8 @@ use super::watch::watch;
 const FULL: usize = 128 << 10;
 /// What a pipe that is ready takes without blocking (`PIPE_BUF`, pipe(7)).
 const SURE: usize = 4096;
+/// A disk that stays full is told no more often.
+const BETWEEN_LOSSES: Duration = Duration::from_secs(10);
 
 /// Whose line is being written; lines of different streams are kept apart.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -40,6 +43,8 @@ pub(crate) struct Sink {
     work: Notify,
     /// Something has been written.
     space: Notify,
+    /// Something has happened that is to be told.
+    news: Notify,
 }
 
 enum Target {
@@ -61,6 +66,13 @@ struct State {
     told: bool,
     /// What a full disk did not take, since it was last told.
     lost: Option<(Errno, usize)>,
+    lost_told: Option<Instant>,
+}
+
+impl State {
+    fn may_tell(&self) -> bool {
+        self.lost_told.is_none_or(|told| told.elapsed() >= BETWEEN_LOSSES)
+    }
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -96,6 +108,7 @@ impl Sink {
             way,
             work: Notify::new(),
             space: Notify::new(),
+            news: Notify::new(),
         })
     }
 
@@ -117,6 +130,20 @@ impl Sink {
         drop(state);
         self.write_on();
         if !self.is_idle() {
+            self.work.notify_one();
+        }
+    }
+
+    /// What the reader has not taken yet.
+    pub(crate) fn unwritten(&self) -> Vec<u8> {
+        let state = self.state.borrow();
+        state.waiting[state.written..].to_vec()
+    }
+
+    /// Goes on with what another program has left.
+    pub(crate) fn go_on_with(&self, unwritten: Vec<u8>) {
+        if !unwritten.is_empty() {
+            self.state.borrow_mut().waiting.extend(unwritten);
             self.work.notify_one();
         }
     }
@@ -166,9 +193,21 @@ impl Sink {
         state.broken && !std::mem::replace(&mut state.told, true)
     }
 
-    /// The error and the number of bytes that were lost to it since the last call.
-    pub(crate) fn take_lost(&self) -> Option<(Errno, usize)> {
-        self.state.borrow_mut().lost.take()
+    /// The error and the number of bytes that were lost to it since they were last told, which is not
+    /// often, unless it is the end.
+    pub(crate) fn take_lost(&self, end: bool) -> Option<(Errno, usize)> {
+        let mut state = self.state.borrow_mut();
+        if !end && !state.may_tell() {
+            return None;
+        }
+        let lost = state.lost.take()?;
+        state.lost_told = Some(Instant::now());
+        Some(lost)
+    }
+
+    /// Returns when [`Sink::take_lost`] or [`Sink::take_broken`] have something to tell.
+    pub(crate) async fn news(&self) {
+        self.news.notified().await;
     }
 
     /// Writes as much as is taken at once.
@@ -184,10 +223,14 @@ impl Sink {
                     let before = state.lost.map_or(0, |(_, bytes)| bytes);
                     state.lost = Some((errno, before + lost));
                     state.written = state.waiting.len();
+                    if state.may_tell() {
+                        self.news.notify_one();
+                    }
                 }
                 Err(_) => {
                     state.broken = true;
                     state.written = state.waiting.len();
+                    self.news.notify_one();
                 }
             }
         }
@@ -307,8 +350,12 @@ mod tests {
             let full = std::fs::OpenOptions::new().write(true).open("/dev/full").unwrap();
             let sink = Sink::new(&full).unwrap();
             sink.push(A, b"", b"12345\n");
-            assert_eq!(sink.take_lost(), Some((Errno::ENOSPC, 6)));
-            assert!(sink.take_lost().is_none() && !sink.take_broken());
+            sink.news().await;
+            assert_eq!(sink.take_lost(false), Some((Errno::ENOSPC, 6)));
+            assert!(sink.take_lost(true).is_none() && !sink.take_broken());
+            sink.push(A, b"", b"123\n");
+            assert_eq!(sink.take_lost(false), None, "not so soon again");
+            assert_eq!(sink.take_lost(true), Some((Errno::ENOSPC, 4)));
         });
     }
 }

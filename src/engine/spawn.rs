@@ -8,7 +8,7 @@
 use std::ffi::{CStr, CString, OsString};
 use std::fs::OpenOptions;
 use std::io::{self, Write};
-use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::process::CommandExt;
 use std::path::Path;
@@ -21,7 +21,9 @@ use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::sys::signal::{
     SaFlags, SigAction, SigHandler, SigSet, SigmaskHow, Signal, sigaction, sigprocmask,
 };
-use nix::unistd::{Pid, execve, getpid, getppid, setpgid, tcsetpgrp};
+use nix::unistd::{
+    ForkResult, Pid, SysconfVar, execve, fork, getpid, getppid, setpgid, sysconf, tcsetpgrp,
+};
 
 use super::user::User;
 use crate::fleet::Ended;
@@ -41,8 +43,8 @@ pub(crate) struct Spawner {
     /// Inherited from [`FIRST_FD`] on; what follows the listening sockets is a channel.
     pub(crate) descriptors: Vec<OwnedFd>,
     /// Open files at the places where the descriptors will be put, so that nothing else gets there.
-    _places: Vec<OwnedFd>,
-    limits: (u64, u64),
+    places: Vec<OwnedFd>,
+    pub(crate) limits: (u64, u64),
     oom_score: Option<i32>,
 }
 
@@ -75,20 +77,24 @@ impl Spawner {
         let end = FIRST_FD + i32::try_from(descriptors.len()).unwrap_or(0);
         let descriptors: Vec<OwnedFd> =
             descriptors.iter().map(|fd| above(fd, end)).collect::<io::Result<_>>()?;
-        let mut places = Vec::new();
-        if !descriptors.is_empty() {
-            // Each open takes the lowest free number, so this fills every gap below `end`.
-            loop {
-                let place: OwnedFd = OpenOptions::new().read(true).open("/dev/null")?.into();
-                if place.as_raw_fd() >= end {
-                    break;
-                }
-                places.push(place);
-            }
-        }
         let oom_score = std::fs::read_to_string("/proc/self/oom_score_adj").ok();
         let oom_score = oom_score.and_then(|text| text.trim().parse().ok());
-        Ok(Self { mask, user, dir, descriptors, _places: places, limits, oom_score })
+        let mut spawner =
+            Self { mask, user, dir, descriptors, places: Vec::new(), limits, oom_score };
+        spawner.hold_places();
+        Ok(spawner)
+    }
+
+    /// Fills every number that a worker's descriptors will have, so that nothing else gets there.
+    pub(crate) fn hold_places(&mut self) {
+        let end = FIRST_FD + i32::try_from(self.descriptors.len()).unwrap_or(0);
+        // Each open takes the lowest free number. Where none is left, none of those is free either.
+        while !self.descriptors.is_empty()
+            && let Ok(place) = OpenOptions::new().read(true).open("/dev/null")
+            && place.as_raw_fd() < end
+        {
+            self.places.push(place.into());
+        }
     }
 
     /// Starts a process and returns its pid. The caller reaps it.
@@ -130,7 +136,7 @@ impl Spawner {
 }
 
 /// A copy of `fd` that is at least `end`, closed on exec.
-fn above(fd: &OwnedFd, end: RawFd) -> io::Result<OwnedFd> {
+pub(crate) fn above(fd: &impl AsFd, end: RawFd) -> io::Result<OwnedFd> {
     use std::os::fd::FromRawFd;
     let copy = nix::fcntl::fcntl(fd, nix::fcntl::FcntlArg::F_DUPFD_CLOEXEC(end))?;
     // SAFETY: fcntl just returned this descriptor, and nothing else owns it.
@@ -283,35 +289,136 @@ pub(crate) fn forget_code() {
     }
 }
 
+/// Forks a process that does `work` and ends. It begins with every signal blocked.
+pub(crate) fn fork_apart(work: impl FnOnce()) -> nix::Result<Pid> {
+    let mut before = SigSet::empty();
+    sigprocmask(SigmaskHow::SIG_SETMASK, Some(&SigSet::all()), Some(&mut before))?;
+    // SAFETY: this process has one thread, so the child may do whatever the parent may.
+    let forked = unsafe { fork() };
+    if let Ok(ForkResult::Child) = forked {
+        // A panic must not go on into the frames of the launcher.
+        let _ = std::panic::catch_unwind(std::panic::AssertUnwindSafe(work));
+        // SAFETY: this ends the process, and nothing of the launcher's is written or undone twice.
+        unsafe { libc::_exit(0) }
+    }
+    sigprocmask(SigmaskHow::SIG_SETMASK, Some(&before), None)?;
+    match forked? {
+        ForkResult::Parent { child } => Ok(child),
+        ForkResult::Child => Err(Errno::ENOTSUP),
+    }
+}
+
+/// Where memory of this process lies: addresses, zero where they are not known.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Extent {
+    /// Where our code ends, before which lie our constants and nothing else of the program.
+    pub(crate) code_end: usize,
+    pub(crate) heap: usize,
+    /// The words of the command line, right behind which the environment lies.
+    pub(crate) words: usize,
+    pub(crate) words_end: usize,
+    pub(crate) env_end: usize,
+}
+
+/// Lets go of everything that a fork has copied but `keep`: descriptors, the command line (`name`
+/// stands there then), the environment, the heap. For [`fork_apart`] alone, whose `work` must not
+/// allocate, free or use anything that lies on the heap afterwards.
+pub(crate) fn shed(keep: &OwnedFd, name: &CStr, extent: Extent) -> BorrowedFd<'static> {
+    /// More than this function and those that it calls have on the stack, and more than a thread's own
+    /// variables take.
+    const IN_USE: usize = 12 << 10;
+    let page = sysconf(SysconfVar::PAGE_SIZE).ok().flatten();
+    let page = page.and_then(|page| usize::try_from(page).ok()).unwrap_or(64 << 10);
+    // SAFETY: the child that this runs in owns its copies of all descriptors, and uses none but 0
+    // from now on. The memory that is overwritten was made by the kernel for words and environment;
+    // std has its own copies, on the heap. The pages given back are the heap behind the place where a
+    // static C library keeps this thread's own variables, and stack below this function's frames.
+    unsafe {
+        libc::dup2(keep.as_raw_fd(), 0);
+        if libc::syscall(libc::SYS_close_range, 1, u32::MAX, 0) != 0 {
+            let most = getrlimit(Resource::RLIMIT_NOFILE).map_or(1024, |limits| limits.0);
+            for fd in 1..i32::try_from(most).unwrap_or(i32::MAX) {
+                libc::close(fd);
+            }
+        }
+        let Extent { heap, words, words_end, env_end, .. } = extent;
+        if words < words_end && words_end <= env_end {
+            let room: *mut u8 = std::ptr::with_exposed_provenance_mut(words);
+            std::ptr::write_bytes(room, 0, env_end - words);
+            let text = name.to_bytes();
+            room.copy_from_nonoverlapping(text.as_ptr(), text.len().min(env_end - words - 1));
+            // So the kernel knows that a name is told here and the text ends at the first NUL.
+            if words_end - words > text.len() {
+                room.add(words_end - words - 1).write(b' ');
+            }
+        }
+        let own = libc::__errno_location().expose_provenance();
+        let end = libc::sbrk(0).expose_provenance();
+        let from = if (heap..end).contains(&own) { own + IN_USE } else { heap };
+        let from = from.next_multiple_of(page);
+        if heap != 0 && from < end {
+            libc::madvise(
+                std::ptr::with_exposed_provenance_mut(from),
+                end - from,
+                libc::MADV_DONTNEED,
+            );
+        }
+        let here = (&raw const extent).expose_provenance().saturating_sub(IN_USE) & !(page - 1);
+        let depth = here.min(1 << 20);
+        libc::madvise(
+            std::ptr::with_exposed_provenance_mut(here - depth),
+            depth,
+            libc::MADV_DONTNEED,
+        );
+        BorrowedFd::borrow_raw(0)
+    }
+}
+
+/// Reads, and gives the pages of our own code back before that: they count as ours alone while we wait.
+/// Both calls go through one function of the C library, because each place of the code that is used
+/// brings all the pages around it back.
+pub(crate) fn read_at_rest(
+    fd: BorrowedFd<'_>,
+    bytes: &mut [u8],
+    extent: Extent,
+) -> nix::Result<usize> {
+    // SAFETY: our constants and our code are private mappings of a file that are never written to, so
+    // every page comes back as it was. The kernel reads no more than fits, into memory that is ours.
+    let length = unsafe {
+        // The program's headers stand at its beginning.
+        let begin = usize::try_from(libc::getauxval(libc::AT_PHDR)).unwrap_or(0) & !0xfff;
+        if begin != 0 && begin < extent.code_end {
+            let length = extent.code_end - begin;
+            libc::syscall(libc::SYS_madvise, begin, length, libc::MADV_DONTNEED);
+        }
+        libc::syscall(libc::SYS_read, fd.as_raw_fd(), bytes.as_mut_ptr(), bytes.len())
+    };
+    Errno::result(length).map(|length| usize::try_from(length).unwrap_or(0))
+}
+
+/// Entries of an open folder, as getdents64(2) writes them; 0 bytes at the end. Allocates nothing.
+pub(crate) fn list(folder: BorrowedFd<'_>, entries: &mut [u8]) -> nix::Result<usize> {
+    // SAFETY: the kernel writes no more than the length that it is told, into memory that is ours.
+    let length = unsafe {
+        libc::syscall(libc::SYS_getdents64, folder.as_raw_fd(), entries.as_mut_ptr(), entries.len())
+    };
+    Errno::result(length).map(|length| usize::try_from(length).unwrap_or(0))
+}
+
+/// Signals the process whose folder below `/proc` this is, and none that has its number by now.
+pub(crate) fn signal_by(folder: BorrowedFd<'_>, signal: Signal) -> nix::Result<()> {
+    let none: *const libc::siginfo_t = std::ptr::null();
+    // SAFETY: no memory of ours is read or written.
+    let sent = unsafe {
+        libc::syscall(libc::SYS_pidfd_send_signal, folder.as_raw_fd(), signal as i32, none, 0)
+    };
+    Errno::result(sent).map(drop)
+}
+
 /// Makes ended children stay until they are reaped, also where our parent had ignored `SIGCHLD`.
 pub(crate) fn keep_zombies() -> io::Result<()> {
     let default = SigAction::new(SigHandler::SigDfl, SaFlags::empty(), SigSet::empty());
     // SAFETY: the default action runs no code of ours.
     unsafe { sigaction(Signal::SIGCHLD, &default) }?;
     Ok(())
-}
-
-/// Makes this process the command; returns only where that failed.
-pub(crate) fn replace(
-    program: &Path,
-    words: &[OsString],
-    env: &[(OsString, OsString)],
-    dir: Option<&Path>,
-    user: Option<&User>,
-) -> io::Error {
-    let mut command = Command::new(program);
-    command
-        .args(words.iter().skip(1))
-        .env_clear()
-        .envs(env.iter().map(|(name, value)| (name, value)));
-    if let Some(word) = words.first() {
-        command.arg0(word);
-    }
-    if let Some(dir) = dir {
-        command.current_dir(dir);
-    }
-    if let Some(Err(errno)) = user.map(User::take_on) {
-        return errno.into();
-    }
-    command.exec()
 }

@@ -3,7 +3,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use crate::fleet::{Action, Note, Restart, WorkerKey};
+use crate::fleet::{Action, Kind, Note, Restart, WorkerKey};
 use crate::units::plural;
 
 /// A turn that a service manager is told of (`sd_notify(3)`).
@@ -54,6 +54,26 @@ impl Standing {
         }
     }
 
+    /// Goes on where another one stood.
+    pub(super) fn resume(
+        &mut self,
+        target: u32,
+        ready: BTreeMap<WorkerKey, u32>,
+        given_up: BTreeSet<u32>,
+        reloading: bool,
+    ) {
+        self.target = target;
+        // A start that was not over yet is over when the rest is ready.
+        let serving = ready.values().collect::<BTreeSet<_>>().len() + given_up.len();
+        self.phase = match reloading {
+            true => Phase::Reloading,
+            false if serving >= target as usize => Phase::Running,
+            false => Phase::Starting,
+        };
+        self.decided = ready.values().chain(&given_up).copied().collect();
+        (self.ready, self.given_up) = (ready, given_up);
+    }
+
     /// Takes in what the fleet decided; the answer is the turn that this is.
     pub(super) fn take(&mut self, action: &Action) -> Option<Turn> {
         match action {
@@ -61,7 +81,10 @@ impl Standing {
                 self.given_up.remove(&to.slot);
             }
             // Who is to end serves no more, although it has not ended.
-            Action::AskLeader(worker) | Action::AskGroup(worker) | Action::Kill(worker) => {
+            Action::AskLeader(worker)
+            | Action::AskGroup(worker)
+            | Action::AbortLeader(worker)
+            | Action::Kill(worker) => {
                 self.ready.remove(worker);
             }
             Action::Say(note) => {
@@ -69,6 +92,7 @@ impl Standing {
                     return Some(turn);
                 }
             }
+            Action::Aged { .. } => {}
             Action::Exit(_) => return self.stop(),
         }
         let all_decided = (1..=self.target).all(|slot| self.decided.contains(&slot));
@@ -81,7 +105,7 @@ impl Standing {
 
     fn note(&mut self, note: &Note) -> Option<Turn> {
         match note {
-            Note::Ready { worker, slot } => {
+            Note::Ready { worker, slot, .. } => {
                 self.ready.insert(*worker, *slot);
                 self.decided.insert(*slot);
             }
@@ -112,16 +136,18 @@ impl Standing {
             }
             Note::Stopping { .. } => return self.stop(),
             // Before the start is over nobody has been told that there is anything to reload.
-            Note::Reload { .. } if matches!(self.phase, Phase::Running | Phase::Reloading) => {
+            Note::Rollout { kind: Kind::Reload, .. }
+                if matches!(self.phase, Phase::Running | Phase::Reloading) =>
+            {
                 self.reload_stopped = None;
                 self.phase = Phase::Reloading;
                 return Some(Turn::Reloading);
             }
-            Note::ReloadStopped { slot } => {
+            Note::RolloutFailed { kind: Kind::Reload, slot, .. } => {
                 self.reload_stopped = Some(*slot);
                 return self.reloaded();
             }
-            Note::Reloaded => return self.reloaded(),
+            Note::RolloutDone { kind: Kind::Reload } => return self.reloaded(),
             _ => {}
         }
         None
@@ -171,14 +197,14 @@ impl Standing {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::fleet::{Assignment, Ended};
+    use crate::fleet::{Assignment, Ended, Failure};
 
     fn spawn(key: u64, slot: u32) -> Action {
         Action::Spawn(Assignment { worker: WorkerKey(key), slot, generation: 1, count: 2 })
     }
 
     fn ready(key: u64, slot: u32) -> Action {
-        Action::Say(Note::Ready { worker: WorkerKey(key), slot })
+        Action::Say(Note::Ready { worker: WorkerKey(key), slot, late: false })
     }
 
     fn ended(key: u64, slot: u32, code: u8) -> Action {
@@ -245,7 +271,7 @@ mod tests {
     #[test]
     fn a_reload_begins_and_ends_and_may_stop() {
         let mut fleet = Standing::new(2, Restart::Always);
-        let reload = Action::Say(Note::Reload { workers: 2 });
+        let reload = Action::Say(Note::Rollout { kind: Kind::Reload, workers: 2, surge: 1 });
         assert_eq!(follow(&mut fleet, &[reload]).0, [], "not before the start is over");
         follow(&mut fleet, &[ready(1, 1), ready(2, 2)]);
         let (turns, status) = follow(&mut fleet, &[reload, Action::AskLeader(WorkerKey(1))]);
@@ -256,10 +282,16 @@ mod tests {
         // With a surge a slot has two for a while, and counts once.
         let (_, status) = follow(&mut fleet, &[ready(3, 1), ready(4, 2)]);
         assert_eq!(status, "reloading: 2 of 2 workers ready");
-        let (turns, status) = follow(&mut fleet, &[Action::Say(Note::ReloadStopped { slot: 2 })]);
+        let (turns, status) = follow(
+            &mut fleet,
+            &[Action::Say(Note::RolloutFailed { kind: Kind::Reload, slot: 2, why: Failure::Late })],
+        );
         assert_eq!(turns, [Turn::Ready]);
         assert_eq!(status, "2 of 2 workers ready; the reload stopped at worker 2");
-        let again = follow(&mut fleet, &[reload, reload, Action::Say(Note::Reloaded)]);
+        let again = follow(
+            &mut fleet,
+            &[reload, reload, Action::Say(Note::RolloutDone { kind: Kind::Reload })],
+        );
         let want = [Turn::Reloading, Turn::Reloading, Turn::Ready];
         assert_eq!(again, (want.to_vec(), "2 of 2 workers ready".to_owned()));
     }
@@ -271,7 +303,7 @@ mod tests {
             ready(1, 1),
             Action::Say(Note::Stopping { workers: 2 }),
             ready(2, 2),
-            Action::Say(Note::Reloaded),
+            Action::Say(Note::RolloutDone { kind: Kind::Reload }),
             Action::Exit(0),
         ];
         let want = (vec![Turn::Stopping], "stopping 2 workers".to_owned());

@@ -9,7 +9,7 @@ use std::rc::Rc;
 use nix::errno::Errno;
 use tracing::{debug, error};
 
-use super::output::{Stream, Tail, pipe};
+use super::output::{Record, Ring, Stream, pipe};
 use super::program::expand;
 use super::sink::{Sink, StreamId};
 use super::spawn::Launch;
@@ -21,6 +21,7 @@ impl Engine {
     pub(super) fn spawn(&mut self, to: Assignment) -> Result<(), Refusal> {
         match self.try_spawn(to) {
             Ok(running) => {
+                self.guard.begin(running.pid);
                 let pid = running.pid.as_raw();
                 debug!(
                     event = "started",
@@ -60,7 +61,8 @@ impl Engine {
         } else {
             self.config.words.clone()
         };
-        let tail = Rc::new(RefCell::new(Tail::default()));
+        let record = self.record(to.slot, to.count);
+        let words_from = record.ring.borrow().total();
         let mut streams = Vec::new();
         // A single worker writes by itself: there is nobody to mix with, and nothing to copy.
         let direct = self.config.terminal || (to.count == 1 && self.config.prefix == Prefix::None);
@@ -74,7 +76,7 @@ impl Engine {
                 self.next_stream += 1;
                 let id = StreamId(self.next_stream);
                 let stream =
-                    Stream::new(id, ours, Rc::clone(sink), prefix.clone(), Rc::clone(&tail))?;
+                    Stream::new(id, ours, Rc::clone(sink), prefix.clone(), record.clone())?;
                 streams.push(Rc::new(stream));
                 Ok(Stdio::from(theirs))
             };
@@ -97,10 +99,9 @@ impl Engine {
         }
         self.streams.retain(|stream| !stream.has_ended());
         for stream in &streams {
-            self.streams.push(Rc::clone(stream));
-            let stream = Rc::clone(stream);
-            tokio::task::spawn_local(async move { stream.serve().await });
+            self.watch_stream(stream);
         }
+        let look = self.look_for_readiness(to.worker, pid);
         Ok(Running {
             pid,
             slot: to.slot,
@@ -108,11 +109,28 @@ impl Engine {
             since: self.now(),
             reaped: false,
             streams,
-            tail,
+            ring: record.ring,
+            words_from,
+            status: None,
+            look,
         })
     }
 
-    fn prefix(&self, slot: u32) -> Vec<u8> {
+    /// Where its output is kept: with that of those who were in the slot before.
+    pub(super) fn record(&mut self, slot: u32, count: u32) -> Record {
+        let ring = self.rings.entry(slot);
+        let ring = ring.or_insert_with(|| Rc::new(RefCell::new(Ring::new(count))));
+        Record { slot, ring: Rc::clone(ring), news: self.control.output.clone() }
+    }
+
+    /// Reads a stream until its end.
+    pub(super) fn watch_stream(&mut self, stream: &Rc<Stream>) {
+        self.streams.push(Rc::clone(stream));
+        let stream = Rc::clone(stream);
+        tokio::task::spawn_local(async move { stream.serve().await });
+    }
+
+    pub(super) fn prefix(&self, slot: u32) -> Vec<u8> {
         // Six colours that are read on dark and light ground.
         let color = 31 + slot % 6;
         match self.config.prefix {

@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use serde::{Deserialize, Serialize};
+
 use super::worker::{Ended, WorkerKey};
 
 /// Which ends are followed by a new start.
@@ -12,6 +14,25 @@ pub(crate) enum Restart {
     Never,
 }
 
+/// When a worker counts as ready.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Readiness {
+    /// Alive for so long is enough.
+    pub(crate) alive: Option<Duration>,
+    /// The longest that it may take otherwise.
+    pub(crate) timeout: Duration,
+    /// After the time-out it is taken for ready (queue workers never listen), instead of failed.
+    pub(crate) lenient: bool,
+}
+
+impl Readiness {
+    /// The longest that the decision takes.
+    pub(crate) fn longest(&self) -> Duration {
+        // Not even `spawn` is ready before the engine has started it.
+        self.alive.unwrap_or(self.timeout).max(Duration::from_nanos(1))
+    }
+}
+
 /// The rules that hold for a whole run.
 #[derive(Clone, Debug)]
 pub(crate) struct Policy {
@@ -20,8 +41,14 @@ pub(crate) struct Policy {
     pub(crate) max_restarts: u32,
     /// Between the stop signal and KILL.
     pub(crate) grace: Duration,
-    /// Alive for so long counts as ready.
-    pub(crate) ready_after: Duration,
+    pub(crate) readiness: Readiness,
+    /// How often a worker has to show that it lives.
+    pub(crate) watchdog: Option<Duration>,
+    /// How old a worker may become, less up to a tenth, so that those that started together do not
+    /// go together.
+    pub(crate) max_age: Option<Duration>,
+    /// How many may be starting at once.
+    pub(crate) parallel: Option<u32>,
     /// Bounds of the number of workers, 1 at least.
     pub(crate) least: u32,
     pub(crate) most: u32,
@@ -40,18 +67,40 @@ pub(crate) enum Event {
     Tick,
     /// A worker could not be started.
     Refused { worker: WorkerKey, why: Refusal },
+    /// A worker said something, or was found to be so.
+    Told { worker: WorkerKey, what: Told },
     /// A worker's leader has ended; `group` tells whether processes of its group live on.
     Ended { worker: WorkerKey, how: Ended, group: bool },
     /// The last process of a worker's group has gone.
     GroupGone { worker: WorkerKey },
     /// Run so many more, or fewer, workers.
     ResizeBy(i32),
-    /// Replace every worker, one after the other.
-    Reload,
+    /// Run so many workers.
+    ResizeTo(u32),
+    /// Replace every worker, or the one of `slot`. Up to `surge` new ones may run beside those that they
+    /// replace; with none, the old one goes first.
+    Renew { kind: Kind, slot: Option<u32>, surge: u32 },
     /// Stop, by request.
     Stop(Urgency),
     /// Stop because going on makes no sense, and end with this status.
     Abort { status: u8 },
+}
+
+/// What a worker tells of itself, or a look at it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Told {
+    /// It serves.
+    Ready,
+    /// It will end by itself.
+    Stopping,
+    /// It needs so long from now on, to start or to stop.
+    Extend(Duration),
+    /// It lives.
+    Ping,
+    /// It will show so often that it lives.
+    Watchdog(Duration),
+    /// It serves no more.
+    Hung,
 }
 
 /// Why a worker could not be started.
@@ -72,6 +121,39 @@ pub(crate) enum Urgency {
     Now,
 }
 
+/// Why workers are replaced.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) enum Kind {
+    /// All of them, by request.
+    Reload,
+    /// One, by request.
+    Restart,
+    /// One, for its age.
+    Aged,
+}
+
+impl Kind {
+    /// `reload`, `restart` or `renewal`.
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::Reload => "reload",
+            Self::Restart => "restart",
+            Self::Aged => "renewal",
+        }
+    }
+}
+
+/// Why a rollout stopped.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Failure {
+    /// The new worker ended before it was ready.
+    Ended(Ended),
+    /// It did not become ready in time.
+    Late,
+    /// It could not be started.
+    Refused,
+}
+
 /// What the engine has to do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Action {
@@ -80,8 +162,14 @@ pub(crate) enum Action {
     AskLeader(WorkerKey),
     /// The stop signal, to what is left of the group.
     AskGroup(WorkerKey),
+    /// ABRT, to the leader: a core dump or a stack trace tells where it hangs.
+    AbortLeader(WorkerKey),
     /// KILL, to the whole group.
     Kill(WorkerKey),
+    /// The worker of this slot has reached its age: find out what surge there is room for, and renew it.
+    Aged {
+        slot: u32,
+    },
     Say(Note),
     /// All is over.
     Exit(u8),
@@ -102,7 +190,23 @@ pub(crate) struct Assignment {
 /// A fact for the log.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Note {
+    /// `late`: taken for ready because its time was over.
     Ready {
+        worker: WorkerKey,
+        slot: u32,
+        late: bool,
+    },
+    /// Not ready in time: it is stopped.
+    NotReady {
+        worker: WorkerKey,
+        slot: u32,
+    },
+    Hung {
+        worker: WorkerKey,
+        slot: u32,
+    },
+    /// It says that it is going.
+    Leaving {
         worker: WorkerKey,
         slot: u32,
     },
@@ -145,11 +249,21 @@ pub(crate) enum Note {
         workers: u32,
     },
     NoneLeft,
-    Reload {
+    Rollout {
+        kind: Kind,
         workers: u32,
+        surge: u32,
     },
-    ReloadStopped {
+    RolloutFailed {
+        kind: Kind,
         slot: u32,
+        why: Failure,
     },
-    Reloaded,
+    RolloutDone {
+        kind: Kind,
+    },
+    /// A stop, or another rollout, came first.
+    RolloutCut {
+        kind: Kind,
+    },
 }

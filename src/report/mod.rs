@@ -1,11 +1,13 @@
-//! A plan or a diagnosis for people, programs and shells. Decides nothing. Depends on `doctor`, `plan`
-//! and below.
+//! A plan, a diagnosis or a status for people, programs and shells. Decides nothing. Depends on
+//! `control`, `doctor`, `plan` and below.
 
 #[cfg(feature = "launcher")]
 mod doctor;
 mod json;
 #[cfg(feature = "launcher")]
 mod shell;
+#[cfg(feature = "launcher")]
+mod status;
 #[cfg(feature = "launcher")]
 mod subject;
 #[cfg(feature = "launcher")]
@@ -19,6 +21,8 @@ pub(crate) use doctor::{json as diagnosis_json, text as diagnosis};
 pub(crate) use json::render as json;
 #[cfg(feature = "launcher")]
 pub(crate) use shell::render as shell;
+#[cfg(feature = "launcher")]
+pub(crate) use status::status;
 #[cfg(feature = "launcher")]
 pub(crate) use subject::Subject;
 #[cfg(feature = "launcher")]

@@ -325,6 +325,7 @@ pub(super) fn unknown_variables(host: &Host) -> Vec<String> {
     let known: Vec<String> = KEYS.iter().map(Key::variable).collect();
     let ours = host.env_all().keys().filter_map(|name| name.to_str());
     ours.filter(|name| name.starts_with("THRONG_") && !name.starts_with("THRONG_WORKER_"))
+        .filter(|name| !name.starts_with("THRONG_UPGRADE"))
         .filter(|name| *name != "THRONG_TESTS" && !known.iter().any(|known| known == name))
         .map(|name| {
             format!("{name} in the environment is no setting of throng-rs and is passed over")

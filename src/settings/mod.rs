@@ -13,6 +13,7 @@ use std::time::Duration;
 use clap::ArgMatches;
 use nix::sys::signal::Signal;
 
+use crate::control::Place;
 use crate::exit::{Failure, usage};
 use crate::fleet::Restart;
 use crate::plan::{Choice, Given, Headroom, Rounding};
@@ -22,7 +23,7 @@ use crate::units::{DURATION_FORMS, Fraction, SIZE_FORMS, parse_duration};
 pub(crate) use env_file::read_env_file;
 use heroku::{web_concurrency, web_memory};
 use layers::{Layers, unknown_variables};
-use values::{headroom, positive, positive_size, signal, whole};
+use values::{headroom, positive, positive_size, ready, signal, watchdog, whole};
 
 /// On, off, or what the situation suggests.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -59,6 +60,7 @@ pub(crate) struct Settings {
     pub(crate) what_if: WhatIf,
     pub(crate) output: Output,
     pub(crate) workers: Workers,
+    pub(crate) operating: Operating,
     pub(crate) listen: Vec<Address>,
     pub(crate) share: Share,
     /// Everything that was chosen, as it was written.
@@ -113,9 +115,48 @@ pub(crate) struct Workers {
     pub(crate) user: Option<String>,
     pub(crate) env_file: Option<PathBuf>,
     pub(crate) template: bool,
+    pub(crate) max_age: Option<Duration>,
+    pub(crate) before: Option<String>,
+    /// How many may be starting at once; `None` is all.
+    pub(crate) start_parallel: Option<u32>,
+    /// How many new workers may run beside the old ones in a rollout; `None` is auto.
+    pub(crate) surge: Option<u32>,
+    pub(crate) ready: Ready,
+    pub(crate) ready_timeout: Duration,
+    pub(crate) watchdog: Option<Watchdog>,
+}
+
+/// What makes a worker ready.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Ready {
+    Auto,
+    Spawn,
+    Notify,
+    Listen,
+    /// This path answers.
+    Http(String),
+    Delay(Duration),
+}
+
+/// What shows that a worker still serves.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Watchdog {
+    /// It says so this often.
+    Ping(Duration),
+    /// This path answers.
+    Http(String),
+}
+
+/// How this instance is reached.
+#[derive(Debug)]
+pub(crate) struct Operating {
+    pub(crate) name: Option<String>,
+    pub(crate) control: Place,
 }
 
 const COUNT: &str = "a whole number from 1 to 10000";
+const READY: &str = "auto, spawn, notify, listen, http:/PATH or delay:DURATION";
+const WATCHDOG: &str = "off, a duration such as 10s, or http:/PATH";
 const SWITCH: &[(&str, Switch)] =
     &[("auto", Switch::Auto), ("on", Switch::On), ("off", Switch::Off)];
 
@@ -151,6 +192,7 @@ impl Settings {
             what_if: WhatIf::read(&layers)?,
             output: Output::read(&layers)?,
             workers: Workers::read(&layers)?,
+            operating: Operating::read(&layers)?,
             listen: layers.addresses(defaults.listen)?,
             share: layers.choice_or(
                 "share",
@@ -211,6 +253,18 @@ impl Settings {
                 };
                 Err(usage(format!(
                     "{share} is fd and needs --listen ADDR, the socket to share{foreign}"
+                )))
+            }
+            (_, Share::Fd) if matches!(self.workers.ready, Ready::Listen | Ready::Http(_)) => {
+                let ready = layers.origin("ready");
+                Err(usage(format!(
+                    "{ready} asks the worker's own port, and on a socket that all inherit the kernel answers for who is not there; with {share} fd use --ready notify or delay:1s"
+                )))
+            }
+            (_, Share::Fd) if matches!(self.workers.watchdog, Some(Watchdog::Http(_))) => {
+                let watchdog = layers.origin("watchdog");
+                Err(usage(format!(
+                    "{watchdog} asks the worker's own port, and on a socket that all inherit any of them answers; with {share} fd use --watchdog 10s and WATCHDOG=1"
                 )))
             }
             (false, Share::Fd) if self.exec => Err(usage(format!(
@@ -282,6 +336,10 @@ impl Workers {
             ("never", Restart::Never),
         ];
         let value = |given: Option<Given<Duration>>| given.map(|given| given.value);
+        let parallel = layers.given_or_auto("start-parallel", COUNT, whole)?;
+        let surge = layers.given_or_auto("surge", "a whole number from 0 to 1000", |text| {
+            text.parse().ok().filter(|surge| *surge <= 1000)
+        })?;
         Ok(Self {
             // Below the 10 s that Docker grants before it kills.
             grace: value(layers.given("grace", DURATION_FORMS, parse_duration)?)
@@ -298,6 +356,28 @@ impl Workers {
             user: layers.text("user")?,
             env_file: layers.path("env-file")?,
             template: layers.switch("template")?,
+            max_age: value(layers.given("max-worker-age", DURATION_FORMS, parse_duration)?),
+            before: layers.text("before")?.filter(|text| !text.trim().is_empty()),
+            start_parallel: parallel.or(None).map(|given| given.value),
+            surge: surge.or(None).map(|given| given.value),
+            ready: layers.given("ready", READY, ready)?.map_or(Ready::Auto, |given| given.value),
+            ready_timeout: value(layers.given("ready-timeout", DURATION_FORMS, parse_duration)?)
+                .unwrap_or(Duration::from_secs(30)),
+            watchdog: layers.given("watchdog", WATCHDOG, watchdog)?.and_then(|given| given.value),
+        })
+    }
+}
+
+impl Operating {
+    fn read(layers: &Layers<'_>) -> Result<Self, Failure> {
+        let control = layers.text("control")?.filter(|path| !path.is_empty());
+        Ok(Self {
+            name: layers.text("name")?.filter(|name| !name.is_empty()),
+            control: match control.as_deref() {
+                None => Place::Default,
+                Some("off") => Place::Off,
+                Some(path) => Place::Path(PathBuf::from(path)),
+            },
         })
     }
 }
@@ -310,6 +390,7 @@ pub(crate) fn fuzz(text: &str) {
     let _ = Address::parse(text).map(|address| (address.name(), address.to_string()));
     let _ = (whole(text), positive_size(text), headroom(text), signal(text));
     let _ = (parse_duration(text), positive(text).and_then(Fraction::from_f64));
+    let _ = (ready(text), watchdog(text));
     let variables = [("WEB_CONCURRENCY", text), ("WEB_MEMORY", text), ("THRONG_X", text)];
     let host = Host::from_files(std::iter::empty::<(&str, &str)>()).with_env(variables);
     let _ = (web_concurrency(&host), web_memory(&host), unknown_variables(&host));

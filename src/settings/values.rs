@@ -2,8 +2,9 @@
 
 use nix::sys::signal::Signal;
 
+use super::{Ready, Watchdog};
 use crate::plan::{Headroom, MOST_WORKERS};
-use crate::units::parse_size;
+use crate::units::{parse_duration, parse_signal, parse_size};
 
 pub(super) fn whole(text: &str) -> Option<u32> {
     if !text.bytes().all(|b| b.is_ascii_digit()) {
@@ -33,12 +34,38 @@ pub(super) fn headroom(text: &str) -> Option<Headroom> {
 
 /// `TERM`, `sigterm`, `15`.
 pub(super) fn signal(text: &str) -> Option<Signal> {
-    let signal: Signal = if let Ok(number) = text.parse::<i32>() {
-        Signal::try_from(number).ok()?
-    } else {
-        let upper = text.to_ascii_uppercase();
-        format!("SIG{}", upper.strip_prefix("SIG").unwrap_or(&upper)).parse().ok()?
-    };
+    let signal = Signal::try_from(parse_signal(text)?).ok()?;
     // A worker can neither catch these nor end by STOP and CONT.
     (!matches!(signal, Signal::SIGSTOP | Signal::SIGCONT | Signal::SIGCHLD)).then_some(signal)
+}
+
+pub(super) fn ready(text: &str) -> Option<Ready> {
+    match text {
+        "auto" => Some(Ready::Auto),
+        "spawn" => Some(Ready::Spawn),
+        "notify" => Some(Ready::Notify),
+        "listen" => Some(Ready::Listen),
+        _ => match text.split_once(':')? {
+            ("http", path) => http_path(path).map(Ready::Http),
+            ("delay", delay) => parse_duration(delay).map(Ready::Delay),
+            _ => None,
+        },
+    }
+}
+
+/// `None` inside is off.
+#[expect(clippy::option_option, reason = "no text, and text that says off")]
+pub(super) fn watchdog(text: &str) -> Option<Option<Watchdog>> {
+    match text.split_once(':') {
+        Some(("http", path)) => http_path(path).map(Watchdog::Http).map(Some),
+        None if text == "off" => Some(None),
+        None => parse_duration(text).filter(|time| !time.is_zero()).map(Watchdog::Ping).map(Some),
+        Some(_) => None,
+    }
+}
+
+/// What can stand in a request line.
+fn http_path(path: &str) -> Option<String> {
+    let sound = path.starts_with('/') && path.bytes().all(|byte| byte.is_ascii_graphic());
+    sound.then(|| path.to_owned())
 }

@@ -1,6 +1,7 @@
 //! Taking over descriptors that somebody else opened for us (`sd_listen_fds(3)`).
 #![expect(unsafe_code, reason = "a number in the environment becomes a descriptor")]
 
+use std::io;
 use std::os::fd::{BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -48,5 +49,24 @@ impl Claim {
             fd
         };
         self.0.into_iter().map(own).collect()
+    }
+}
+
+/// A copy, closed on exec, of a descriptor that our predecessor in this process has left open for us.
+/// The original stays as it is until [`give_up`].
+pub(crate) fn handed_down(fd: RawFd) -> io::Result<OwnedFd> {
+    if fd < FIRST_FD {
+        return Err(io::Error::other("no descriptor of ours"));
+    }
+    // SAFETY: borrowed for one call, which fails harmlessly where the number is not open.
+    unsafe { BorrowedFd::borrow_raw(fd) }.try_clone_to_owned()
+}
+
+/// Closes a descriptor that was handed down, after a copy was made of it.
+pub(crate) fn give_up(fd: RawFd) {
+    if fd >= FIRST_FD {
+        // SAFETY: the predecessor kept it open under this number for us alone, nothing here owns it, and
+        // each number is given up once.
+        drop(unsafe { OwnedFd::from_raw_fd(fd) });
     }
 }

@@ -73,6 +73,8 @@ pub(crate) struct Listener {
     /// With the port that was really given, where 0 was asked for.
     pub(crate) address: Address,
     pub(crate) fd: OwnedFd,
+    /// What `--listen` said, where it was asked for there.
+    pub(crate) asked: Option<String>,
     /// What it is called by whoever passed it to us.
     name: Option<String>,
     file: Option<SocketFile>,
@@ -84,6 +86,13 @@ struct SocketFile {
     path: PathBuf,
     device: u64,
     inode: u64,
+}
+
+impl SocketFile {
+    fn of(path: &Path) -> io::Result<Self> {
+        let info = std::fs::metadata(path)?;
+        Ok(Self { path: path.to_owned(), device: info.dev(), inode: info.ino() })
+    }
 }
 
 impl Listener {
@@ -114,21 +123,37 @@ impl Listener {
 
     fn tcp(listener: TcpListener) -> io::Result<Self> {
         let address = Address::Tcp(listener.local_addr()?);
-        Ok(Self { address, fd: listener.into(), name: None, file: None })
+        Ok(Self { address, fd: listener.into(), asked: None, name: None, file: None })
     }
 
     fn bind_unix(path: &Path) -> io::Result<Self> {
         remove_stale(path)?;
         let listener = UnixListener::bind(path)?;
-        let info = std::fs::metadata(path)?;
-        let file = SocketFile { path: path.to_owned(), device: info.dev(), inode: info.ino() };
+        let file = Some(SocketFile::of(path)?);
         let address = Address::Unix(path.to_owned());
-        Ok(Self { address, fd: listener.into(), name: None, file: Some(file) })
+        Ok(Self { address, fd: listener.into(), asked: None, name: None, file })
     }
 
     /// One that somebody else bound and keeps: its file is theirs.
     pub(super) fn passed(address: Address, fd: OwnedFd, name: Option<String>) -> Self {
-        Self { address, fd, name, file: None }
+        Self { address, fd, asked: None, name, file: None }
+    }
+
+    /// What whoever passed it to us calls it.
+    pub(crate) fn passed_as(&self) -> Option<&str> {
+        self.name.as_deref()
+    }
+
+    /// Whether its file goes with it.
+    pub(crate) fn has_file(&self) -> bool {
+        self.file.is_some()
+    }
+
+    /// From now on its file goes with it.
+    pub(crate) fn own_file(&mut self) {
+        if let Address::Unix(path) = &self.address {
+            self.file = SocketFile::of(path).ok();
+        }
     }
 
     /// Its name in `LISTEN_FDNAMES`.

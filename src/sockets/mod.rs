@@ -5,6 +5,7 @@ mod dialects;
 mod listen;
 mod passed;
 
+pub(crate) use adopt::{give_up, handed_down};
 pub(crate) use dialects::{FIRST_FD, variables};
 pub(crate) use listen::{Address, Listener};
 pub(crate) use passed::Passed;

@@ -90,6 +90,13 @@ impl Passed {
     }
 }
 
+impl Listener {
+    /// Takes a listening socket over. The error says what is wrong with it.
+    pub(crate) fn adopt(fd: OwnedFd, name: Option<String>) -> Result<Self, String> {
+        Ok(Self::passed(address(&fd)?, fd, name))
+    }
+}
+
 fn listener(fd: OwnedFd, name: Option<String>) -> Result<Listener, String> {
     let address = address(&fd).map_err(|problem| {
         let name = name.as_ref().map(|name| format!(", \"{name}\"")).unwrap_or_default();

@@ -149,6 +149,17 @@ impl Engine {
         client.output().unwrap_or_else(|error| panic!("{client:?}: {error}"))
     }
 
+    /// The shell line that runs a container with the terminal on which it is typed: `docker run -it`.
+    pub(crate) fn interactive(&self, args: &[&str]) -> String {
+        let mut client = self.client();
+        client.args(["run", "-it", "--rm", "--network", "none", IMAGE]).args(args);
+        let words = [client.get_program()].into_iter().chain(client.get_args());
+        let quoted =
+            words.map(|word| format!("'{}'", word.to_string_lossy().replace('\'', r"'\''")));
+        let quoted: Vec<String> = quoted.collect();
+        format!("env DOCKER_CONFIG={} {}", self.folder.path().display(), quoted.join(" "))
+    }
+
     /// Starts a container in the background.
     pub(crate) fn start_container(&self, limits: &[&str], args: &[&str]) -> Container<'_> {
         let id =

@@ -3,6 +3,7 @@
 
 use crate::beds::docker::{Engine, within};
 use crate::beds::{Report, skip};
+use crate::terminal::Session;
 use std::time::{Duration, Instant};
 
 /// For what takes milliseconds where the machine is not busy.
@@ -24,6 +25,7 @@ fn docker_engine() {
         ("stopping a fleet of four", stopping),
         ("exit codes", exit_codes),
         ("orphans", orphans),
+        ("an interactive shell", shell),
         ("a worker killed for memory", killed_worker),
     ] {
         let started = Instant::now();
@@ -131,6 +133,46 @@ fn orphans(engine: &Engine) {
     assert!(clean, "zombies:\n{left}");
     assert!(fleet.stop() < STOPS);
     assert_eq!(fleet.inspect(".State.ExitCode"), "0");
+}
+
+/// `docker run -it IMAGE --workers 1 -- sh`: the keys and the status are the shell's.
+fn shell(engine: &Engine) {
+    let line = engine.interactive(&["-q", "--workers", "1", "--", "/bin/sh"]);
+    let mut session = Session::start(&line);
+    session.wait("# ");
+    session.press("echo on a $((40+2)) terminal of $PPID\n");
+    session.wait("on a 42 terminal of 1");
+    session.wait("# ");
+    // Only a job that is in the foreground hears the key; the shell lives on and knows how it ended.
+    session.press("/bin/sh -c 'echo up$((1+1)); exec /bin/sleep 1000'\n");
+    session.wait("up2");
+    session.press("\x03");
+    session.wait("# ");
+    session.press("echo ended by $(($? - 128))\n");
+    session.wait("ended by 2");
+    session.wait("# ");
+    session.press("/bin/sh -c 'echo up$((1+1)); read line; echo got $line'\n");
+    session.wait("up2");
+    session.press("\x1a");
+    session.wait("Stopped");
+    session.wait("# ");
+    session.press("fg\n");
+    session.press("words\n");
+    session.wait("got words");
+    session.wait("# ");
+    session.press("exit 7\n");
+    assert_eq!(session.end(), 7);
+
+    // A command that is no shell: nobody could wake it, so a key does not stop it; another one ends it.
+    let words = ["-q", "--workers", "1", "--", "/bin/sh", "-c"];
+    let read = "echo up$((1+1)); read line; echo got $line; exec /bin/sleep 1000";
+    let mut session = Session::start(&engine.interactive(&[&words[..], &[read]].concat()));
+    session.wait("up2");
+    session.press("\x1a");
+    session.press("on\n");
+    session.wait("got on");
+    session.press("\x03");
+    assert_eq!(session.end(), 130);
 }
 
 fn killed_worker(engine: &Engine) {

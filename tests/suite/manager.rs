@@ -149,7 +149,7 @@ fn a_manager_that_does_not_read_holds_nothing_up_and_hears_the_end() {
         run.wait_log(line);
     }
     run.signal(Signal::SIGHUP);
-    run.wait_log("all workers have been restarted");
+    run.wait_log("the reload is done");
     let heard = ear.until("READY=1\nSTATUS=2 of 2 workers ready");
     let noise = heard.iter().filter(|message| *message == "STATUS=noise").count();
     assert!(noise > 1, "{heard:?}");

@@ -158,7 +158,7 @@ fn a_refused_fork_is_tried_again_and_the_rest_serves() {
         crate::beds::skip("a_refused_fork_is_tried_again_and_the_rest_serves", "not root");
         return;
     }
-    // A user who may have few processes: the launcher, two workers, and not a third.
+    // A user who may have few processes: the launcher, its guard, two workers, and not a third.
     let throng = env!("CARGO_BIN_EXE_throng-rs");
     let dir = tempfile::tempdir().unwrap();
     let copy = dir.path().join("throng-rs");
@@ -173,7 +173,7 @@ fn a_refused_fork_is_tried_again_and_the_rest_serves() {
         "54321",
         "--clear-groups",
         "prlimit",
-        "--nproc=3",
+        "--nproc=4",
         "--",
     ]);
     command.arg(&copy).args([
@@ -223,7 +223,7 @@ fn a_shared_port_is_nobodys_fault() {
     run.signal(Signal::SIGTTOU);
     run.wait_log("2 workers instead of 3");
     run.signal(Signal::SIGHUP);
-    run.wait_log("have been restarted");
+    run.wait_log("the reload is done");
     assert_eq!(run.stop(), 0);
     // One that ends with 0, and one that is killed, while siblings listen.
     let script = server(port, "time.sleep(0.2 if os.environ['THRONG_WORKER_ID']=='2' else 0.6)");

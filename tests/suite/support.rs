@@ -3,6 +3,7 @@
 use std::io::{BufRead, BufReader};
 use std::os::unix::process::ExitStatusExt;
 use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -200,6 +201,81 @@ impl Drop for Guarded {
 
 pub(crate) fn shell_status(status: ExitStatus) -> i32 {
     status.code().unwrap_or_else(|| 128 + status.signal().unwrap())
+}
+
+/// The children of a launcher: its guard, or all but that.
+pub(crate) fn children(launcher: Pid, guard: bool) -> Vec<i32> {
+    let text = std::fs::read_to_string(format!("/proc/{launcher}/task/{launcher}/children"));
+    let is_guard = |pid: &i32| {
+        let name = std::fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
+        name == "throng-guard\n"
+    };
+    let all = text.unwrap();
+    let all = all.split_ascii_whitespace().map(|pid| pid.parse().unwrap());
+    all.filter(|pid| is_guard(pid) == guard).collect()
+}
+
+/// Waits until `what` holds, which nobody tells us.
+#[track_caller]
+pub(crate) fn until(what: &str, mut holds: impl FnMut() -> bool) {
+    let end = Instant::now() + LIMIT;
+    while !holds() {
+        assert!(Instant::now() < end, "never: {what}");
+        thread::yield_now();
+    }
+}
+
+/// The letter that `ps` shows for a process; `None` where there is none.
+pub(crate) fn state(pid: i32) -> Option<char> {
+    Some(procfs::process::Process::new(pid).ok()?.stat().ok()?.state)
+}
+
+/// A variable that is put into a command's environment, by which all that comes of it is found again,
+/// whatever group, session or parent it has. What is left of that when this is dropped is killed.
+pub(crate) struct Trace(String);
+
+impl Trace {
+    pub(crate) fn new() -> Self {
+        static COUNT: AtomicU32 = AtomicU32::new(0);
+        let count = COUNT.fetch_add(1, Ordering::Relaxed);
+        Self(format!("{}-{count}", std::process::id()))
+    }
+
+    /// The binary with this trace.
+    pub(crate) fn throng(&self, args: &[&str]) -> Command {
+        let mut command = throng(args);
+        self.leave(&mut command);
+        command
+    }
+
+    pub(crate) fn leave(&self, command: &mut Command) {
+        command.env("TEST_TRACE", &self.0);
+    }
+
+    /// Those who carry it and live, zombies do not.
+    pub(crate) fn living(&self) -> Vec<i32> {
+        let entry = format!("TEST_TRACE={}", self.0);
+        let carries = |pid: i32| {
+            let environ = std::fs::read(format!("/proc/{pid}/environ")).unwrap_or_default();
+            environ.split(|b| *b == 0).any(|one| one == entry.as_bytes())
+        };
+        let all = procfs::process::all_processes().unwrap().flatten();
+        all.map(|process| process.pid()).filter(|pid| carries(*pid)).collect()
+    }
+
+    /// Waits until nobody is left.
+    #[track_caller]
+    pub(crate) fn ends(&self) {
+        until("all processes of a run are gone", || self.living().is_empty());
+    }
+}
+
+impl Drop for Trace {
+    fn drop(&mut self) {
+        for pid in self.living() {
+            let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
+        }
+    }
 }
 
 /// Waits until no process `pid` exists, zombies included.

@@ -7,7 +7,7 @@ use std::sync::mpsc::{self, Receiver, RecvTimeoutError};
 use crate::support::{LIMIT, shell_status};
 
 /// A terminal session that types when it has read what it waits for.
-struct Session {
+pub(crate) struct Session {
     child: Child,
     keys: Option<ChildStdin>,
     screen: Receiver<Vec<u8>>,
@@ -15,7 +15,7 @@ struct Session {
 }
 
 impl Session {
-    fn start(command: &str) -> Self {
+    pub(crate) fn start(command: &str) -> Self {
         let mut child = Command::new("script")
             // `exec`: a shell in between would get the keys' signals too.
             .args(["-qefc", &format!("exec {command}"), "/dev/null"])
@@ -48,7 +48,7 @@ impl Session {
         true
     }
 
-    fn wait(&mut self, text: &str) {
+    pub(crate) fn wait(&mut self, text: &str) {
         while !self.seen.contains(text) {
             assert!(self.read(), "no {text:?} in {:?}", self.seen);
         }
@@ -57,11 +57,11 @@ impl Session {
         self.seen.drain(..end);
     }
 
-    fn press(&mut self, keys: &str) {
+    pub(crate) fn press(&mut self, keys: &str) {
         self.keys.as_mut().unwrap().write_all(keys.as_bytes()).unwrap();
     }
 
-    fn end(mut self) -> i32 {
+    pub(crate) fn end(mut self) -> i32 {
         while self.read() {}
         drop(self.keys.take());
         shell_status(self.child.wait().unwrap())

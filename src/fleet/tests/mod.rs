@@ -1,9 +1,10 @@
-//! The rules one by one, then all at once under random events in virtual time.
+//! The rules one by one; `histories` has them all at once under random events in virtual time.
 
-use std::collections::{BTreeMap, BTreeSet};
+mod histories;
+mod ready;
+mod rolling;
+
 use std::time::Duration;
-
-use proptest::prelude::*;
 
 use super::*;
 
@@ -14,7 +15,10 @@ fn policy(restart: Restart) -> Policy {
         restart,
         max_restarts: 3,
         grace: 8 * SECOND,
-        ready_after: SECOND,
+        readiness: Readiness { alive: Some(SECOND), timeout: 30 * SECOND, lenient: true },
+        watchdog: None,
+        max_age: None,
+        parallel: None,
         least: 1,
         most: 10_000,
         lifetime: None,
@@ -69,6 +73,13 @@ fn exit_of(actions: &[Action]) -> Option<u8> {
 }
 
 const CRASH: Ended = Ended::Code(3);
+
+/// Of all workers, the old ones first.
+const RELOAD: Event = renew_all(0);
+
+const fn renew_all(surge: u32) -> Event {
+    Event::Renew { kind: Kind::Reload, slot: None, surge }
+}
 
 #[test]
 fn a_stable_worker_is_replaced_at_once() {
@@ -213,15 +224,19 @@ fn the_highest_slot_leaves_first_and_comes_back() {
 fn a_reload_goes_one_by_one_and_stops_where_a_new_worker_fails() {
     let mut bench = Bench::start(policy(Restart::Always), 2);
     bench.after(SECOND);
-    assert!(bench.event(Event::Reload).contains(&Action::AskLeader(WorkerKey(1))));
+    assert!(bench.event(RELOAD).contains(&Action::AskLeader(WorkerKey(1))));
     assert_eq!(spawns(&bench.end(1, Ended::Signal(15))), [(1, 2)]);
     assert!(bench.after(SECOND).contains(&Action::AskLeader(WorkerKey(2))), "the first is ready");
     bench.end(2, Ended::Signal(15));
-    assert!(bench.after(SECOND).contains(&Action::Say(Note::Reloaded)));
+    assert!(bench.after(SECOND).contains(&Action::Say(Note::RolloutDone { kind: Kind::Reload })));
 
-    bench.event(Event::Reload);
+    bench.event(RELOAD);
     bench.end(3, Ended::Signal(15));
-    assert!(bench.end(5, CRASH).contains(&Action::Say(Note::ReloadStopped { slot: 1 })));
+    assert!(bench.end(5, CRASH).contains(&Action::Say(Note::RolloutFailed {
+        kind: Kind::Reload,
+        slot: 1,
+        why: Failure::Ended(CRASH)
+    })));
     bench.after(SECOND);
     bench.after(SECOND);
     assert!(!bench.log.contains(&Action::AskLeader(WorkerKey(4))));
@@ -249,159 +264,4 @@ fn after_its_lifetime_nothing_is_started_again() {
     assert_eq!(spawns(&bench.end(1, Ended::Code(0))), [(1, 2)]);
     bench.after(2 * SECOND);
     assert_eq!(exit_of(&bench.end(2, Ended::Code(0))), Some(0));
-}
-
-/// What a random world does next.
-#[derive(Clone, Debug)]
-enum Fault {
-    Wait(u16),
-    End { pick: prop::sample::Index, how: u8, group: bool },
-    Refuse { pick: prop::sample::Index },
-    Resize(i32),
-    Reload,
-}
-
-fn faults() -> impl Strategy<Value = Fault> {
-    let pick = any::<prop::sample::Index>;
-    prop_oneof![
-        4 => any::<u16>().prop_map(Fault::Wait),
-        6 => (pick(), any::<u8>(), any::<bool>()).prop_map(|(pick, how, group)| Fault::End { pick, how, group }),
-        1 => pick().prop_map(|pick| Fault::Refuse { pick }),
-        1 => (-4i32..5).prop_map(Fault::Resize),
-        1 => Just(Fault::Reload),
-    ]
-}
-
-/// The processes as the kernel would have them, and the promises that must hold.
-#[derive(Default)]
-struct World {
-    /// Alive leaders; the value tells when it was asked to stop.
-    alive: BTreeMap<WorkerKey, Option<Time>>,
-    groups: BTreeMap<WorkerKey, Option<Time>>,
-    seen: BTreeSet<WorkerKey>,
-    stopping: bool,
-    urgent: bool,
-    exited: Option<u8>,
-}
-
-impl World {
-    fn perform(&mut self, now: Time, grace: Duration, actions: &[Action], most: u32) {
-        for action in actions {
-            assert!(self.exited.is_none(), "{action:?} after the end");
-            match *action {
-                Action::Spawn(to) => {
-                    assert!(!self.stopping, "a start while stopping");
-                    assert!(self.seen.insert(to.worker), "a key used twice");
-                    self.alive.insert(to.worker, None);
-                    assert!(
-                        self.alive.len() + self.groups.len() <= most as usize,
-                        "too many alive"
-                    );
-                }
-                Action::AskLeader(key) => *self.alive.get_mut(&key).unwrap() = Some(now),
-                Action::AskGroup(key) => {
-                    self.groups.get_mut(&key).unwrap().get_or_insert(now);
-                }
-                Action::Kill(key) => {
-                    let asked = self.alive.get(&key).or_else(|| self.groups.get(&key)).unwrap();
-                    let patient = asked.is_some_and(|asked| now >= asked + grace);
-                    assert!(self.urgent || patient, "KILL before the grace was over");
-                }
-                // Only a process stuck in the kernel gets there; this world has them.
-                Action::Say(Note::GaveUp { worker, .. }) => {
-                    self.alive.remove(&worker);
-                    self.groups.remove(&worker);
-                }
-                Action::Say(_) => {}
-                Action::Exit(status) => {
-                    assert!(
-                        self.alive.is_empty() && self.groups.is_empty(),
-                        "an end that leaves processes"
-                    );
-                    self.exited = Some(status);
-                }
-            }
-        }
-    }
-}
-
-proptest! {
-    #![proptest_config(ProptestConfig::with_cases(400))]
-
-    #[test]
-    fn the_promises_hold_whatever_happens(
-        workers in 1u32..9,
-        restart in prop::sample::select(vec![Restart::Always, Restart::OnFailure, Restart::Never]),
-        history in prop::collection::vec(faults(), 0..200),
-        urgent: bool,
-        seed: u64,
-    ) {
-        let policy = Policy { seed, ..policy(restart) };
-        let grace = policy.grace;
-        let mut fleet = Fleet::new(policy, workers);
-        let mut world = World::default();
-        let mut now = Time::ZERO;
-        // Slots above a lowered target may still be leaving.
-        let most = 9 + 12;
-        let actions = fleet.step(now, Event::Start);
-        world.perform(now, grace, &actions, most);
-        for fault in history {
-            if world.exited.is_some() { break; }
-            let event = match fault {
-                Fault::Wait(ms) => { now += Duration::from_millis(u64::from(ms)); Event::Tick }
-                Fault::Resize(by) if fleet.target.saturating_add_signed(by) < 12 => Event::ResizeBy(by),
-                Fault::Resize(_) => continue,
-                Fault::Reload => Event::Reload,
-                Fault::End { pick, how, group } => {
-                    let all: Vec<_> = world.alive.keys().copied().chain(world.groups.keys().copied()).collect();
-                    if all.is_empty() { continue; }
-                    let worker = *pick.get(&all);
-                    match world.alive.remove(&worker) {
-                        None => { world.groups.remove(&worker); Event::GroupGone { worker } }
-                        Some(asked) => {
-                            if group { world.groups.insert(worker, asked); }
-                            let how = if how < 128 { Ended::Code(how % 4) } else { Ended::Signal(9) };
-                            Event::Ended { worker, how, group }
-                        }
-                    }
-                }
-                Fault::Refuse { pick } => {
-                    let fresh: Vec<_> = world.alive.keys().copied().filter(|key| Some(key) == world.seen.last()).collect();
-                    if fresh.is_empty() { continue; }
-                    let worker = *pick.get(&fresh);
-                    if world.alive[&worker].is_some() { continue; }
-                    world.alive.remove(&worker);
-                    Event::Refused { worker, why: Refusal::Resources }
-                }
-            };
-            let actions = fleet.step(now, event);
-            world.perform(now, grace, &actions, most);
-            prop_assert!(fleet.is_ending() || fleet.deadline().is_none_or(|at| at > now), "a deadline that has passed");
-        }
-        // However it went, a stop ends it: nobody obeys, so everybody is killed.
-        if world.exited.is_none() {
-            world.stopping = true;
-            world.urgent = urgent;
-            let how = if urgent { Urgency::Now } else { Urgency::Graceful };
-            let actions = fleet.step(now, Event::Stop(how));
-            world.perform(now, grace, &actions, most);
-            now += 2 * grace;
-            let actions = fleet.step(now, Event::Tick);
-            world.urgent = true;
-            world.perform(now, grace, &actions, most);
-            let left: Vec<_> = world.alive.keys().copied().collect();
-            for worker in left {
-                world.alive.remove(&worker);
-                let actions = fleet.step(now, Event::Ended { worker, how: Ended::Signal(9), group: false });
-                world.perform(now, grace, &actions, most);
-            }
-            let left: Vec<_> = world.groups.keys().copied().collect();
-            for worker in left {
-                world.groups.remove(&worker);
-                let actions = fleet.step(now, Event::GroupGone { worker });
-                world.perform(now, grace, &actions, most);
-            }
-            prop_assert!(world.exited.is_some(), "a stop that does not end");
-        }
-    }
 }

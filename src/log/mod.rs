@@ -3,6 +3,8 @@
 //! A line is queued and written by whoever owns standard error: at first straight away, later by
 //! the engine's output, because a reader that stands still must not stop the supervision.
 
+mod events;
+
 use std::fmt;
 use std::io::{self, Write};
 use std::os::fd::AsFd;
@@ -10,9 +12,16 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use tracing::{Event, Level, Subscriber};
+use tracing_subscriber::Layer;
+use tracing_subscriber::filter::LevelFilter;
 use tracing_subscriber::fmt::format::Writer;
 use tracing_subscriber::fmt::{FmtContext, FormatEvent, FormatFields};
+use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::registry::LookupSpan;
+
+use events::Events;
+
+pub(crate) use events::{Kept, kept, restore, watch};
 
 use crate::units::printable;
 
@@ -42,19 +51,14 @@ pub(crate) fn start(json: bool, quiet: bool, verbose: bool) {
         (_, true) => Level::DEBUG,
         _ => Level::INFO,
     };
-    let builder =
-        tracing_subscriber::fmt().with_max_level(level).with_writer(|| Line).with_target(false);
+    let lines = tracing_subscriber::fmt::layer().with_writer(|| Line).with_target(false);
+    let filter = LevelFilter::from_level(level);
+    let registry = tracing_subscriber::registry().with(Events);
     let subscriber: Box<dyn Subscriber + Send + Sync> = if json {
-        Box::new(
-            builder
-                .json()
-                .flatten_event(true)
-                .with_current_span(false)
-                .with_span_list(false)
-                .finish(),
-        )
+        let lines = lines.json().flatten_event(true).with_current_span(false).with_span_list(false);
+        Box::new(registry.with(lines.with_filter(filter)))
     } else {
-        Box::new(builder.event_format(Plain).finish())
+        Box::new(registry.with(lines.event_format(Plain).with_filter(filter)))
     };
     // A second call finds a subscriber in place, which is as good.
     let _ = tracing::subscriber::set_global_default(subscriber);

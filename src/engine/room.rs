@@ -1,0 +1,109 @@
+//! Whether a new worker may run beside the old one while it becomes ready.
+
+use tracing::{error, info};
+
+use super::{Engine, ports, usage};
+use crate::fleet::{Event, Kind};
+use crate::probe::{Host, Resources};
+use crate::units::show_size;
+
+/// How many new workers may run beside those that they replace.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Surge {
+    /// One, unless workers bind a port of their own that only one process can have.
+    Auto,
+    Most(u32),
+}
+
+/// What a new worker may need beyond the largest that runs: it is warming up.
+const MARGIN: f64 = 1.25;
+
+impl Engine {
+    /// Replaces all workers, by what the configuration says now. The error tells why not.
+    pub(super) fn reload(&mut self) -> Result<(), String> {
+        match (self.config.renewal)() {
+            Ok((program, words, mut env)) => {
+                env.set("NOTIFY_SOCKET", &self.name);
+                (self.config.program, self.config.words, self.config.env) = (program, words, env);
+                self.renew(Kind::Reload, None);
+                Ok(())
+            }
+            Err(why) => {
+                error!(
+                    event = "reload_refused",
+                    "nothing is reloaded, and the workers stay as they are: {why}"
+                );
+                Err(why)
+            }
+        }
+    }
+
+    /// Replaces all workers, or the one of a slot.
+    pub(super) fn renew(&mut self, kind: Kind, slot: Option<u32>) {
+        let surge = self.surge(slot);
+        self.tell(Event::Renew { kind, slot, surge });
+    }
+
+    /// The surge that was chosen, less where there is no room for it, and says so.
+    fn surge(&self, slot: Option<u32>) -> u32 {
+        let wanted = match self.config.surge {
+            Surge::Most(0) => return 0,
+            Surge::Most(most) => most,
+            Surge::Auto => {
+                if let Some((id, port)) = self.own_port(slot) {
+                    info!(
+                        event = "surge",
+                        surge = 0,
+                        "worker {id} listens on port {port} by itself, which a second one could not have: the old worker stops first"
+                    );
+                    return 0;
+                }
+                1
+            }
+        };
+        let Some((room, each)) = self.memory_room() else { return wanted };
+        #[expect(clippy::cast_precision_loss, reason = "an estimate")]
+        let fits = room as f64 / (each as f64 * MARGIN);
+        #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "saturates")]
+        let fits = fits as u32;
+        if fits < wanted {
+            info!(
+                event = "surge",
+                surge = fits,
+                room_bytes = room,
+                worker_bytes = each,
+                "{} of memory are left and a worker has {}: {}",
+                show_size(room),
+                show_size(each),
+                if fits == 0 {
+                    "the old worker stops first".to_owned()
+                } else {
+                    format!("{fits} instead of {wanted} run beside the old ones")
+                }
+            );
+        }
+        fits.min(wanted)
+    }
+
+    /// A worker that listens on a port which nobody else can bind, and which is not ours to share.
+    fn own_port(&self, slot: Option<u32>) -> Option<(u32, u16)> {
+        let ours = self.spawner.descriptors.iter().filter_map(ports::inode).collect();
+        let running = self.running.values().filter(|running| !running.reaped);
+        running.filter(|running| slot.is_none_or(|slot| slot == running.slot)).find_map(|running| {
+            let addresses = ports::listening(running.pid, &ours);
+            let taken = addresses.into_iter().find(|address| !ports::is_shared(address));
+            taken.map(|address| (running.slot, address.port()))
+        })
+    }
+
+    /// Bytes that are left, and what the largest worker has for itself alone.
+    fn memory_room(&self) -> Option<(u64, u64)> {
+        // What the kernel says: a variable says nothing of what is left.
+        let kernel = Host::live().with_env(std::iter::empty::<(String, String)>());
+        let room = Resources::of(&kernel).memory.available?;
+        let used = usage::by_group();
+        let groups = self.running.values().filter_map(|running| used.get(&running.pid.as_raw()));
+        let each = groups.map(|usage| usage.private).max().filter(|bytes| *bytes > 0)?;
+        Some((room, each))
+    }
+}
