@@ -11,8 +11,8 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
-/// Emulated, on a machine that is busy with other tests, this boots and runs in half a minute.
-const LIMIT: Duration = Duration::from_mins(3);
+/// Emulated, a guest boots and runs in half a minute, and in much more where the machine is busy with other things.
+const LIMIT: Duration = Duration::from_mins(5);
 
 /// The guest's part, by the place where it lies there.
 const SCRIPTS: [(&str, &str); 3] = [

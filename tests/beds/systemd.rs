@@ -19,10 +19,10 @@ const OWN_UNITS: [(&str, &str); 9] = [
          StandardOutput=file:/dev/console\nStandardError=file:/dev/console\n",
     ),
     (
-        // The documented unit with a number of workers that a small guest has room for, a watchdog that is worth waiting for,
-        // and the sizing report of a process inside.
+        // The documented unit with a number of workers that a small guest has room for, a watchdog that is worth waiting for (on a
+        // busy machine a process, and so the guest's CPU, was seen to stand still for 4 s), and the sizing report of a process inside.
         "app.service.d/guest.conf",
-        "[Service]\nEnvironment=THRONG_WORKERS=3\nWatchdogSec=4\n\
+        "[Service]\nEnvironment=THRONG_WORKERS=3\nWatchdogSec=10\n\
          ExecStartPre=/bin/sh -c \"/usr/local/bin/throng-rs --dry-run --format json >/run/size.json\"\n\
          StandardOutput=file:/dev/console\nStandardError=file:/dev/console\n",
     ),

@@ -79,10 +79,10 @@ fn losses_and_reload(results: &Results) {
 
 fn watchdog(results: &Results) {
     let fed: u64 = results.one("fed-csec").parse().unwrap();
-    assert!(fed > 400, "only {fed} hundredths of a second, less than the watchdog's time");
+    assert!(fed > 1000, "only {fed} hundredths of a second, less than the watchdog's time");
     assert_eq!(results.one("fed-restarts"), "0");
     assert_eq!(results.one("hung"), "1");
-    let watchdog = "app.service: Watchdog timeout (limit 4s)!";
+    let watchdog = "app.service: Watchdog timeout (limit 10s)!";
     assert!(results.console().contains(watchdog), "{}", results.console());
     assert_eq!(results.one("hung-active"), "active");
     assert_eq!(results.one("hung-new-launcher"), "yes");
