@@ -389,6 +389,8 @@ impl Engine {
                 self.upgrade_error = Some(format!("{error:#}"));
             }
             self.guard.pass_on();
+            // Their descriptors go with them.
+            self.streams.retain(|stream| !stream.has_ended());
             if let Some(manager) = &mut self.manager {
                 manager.go_on();
             }

@@ -97,7 +97,6 @@ impl Engine {
         if gives {
             self.terminal_given.set(Some(pid));
         }
-        self.streams.retain(|stream| !stream.has_ended());
         for stream in &streams {
             self.watch_stream(stream);
         }

@@ -84,7 +84,7 @@ fn pressure(results: &Results) {
 }
 
 fn killed_worker(results: &Results) {
-    assert_eq!(results.one("fleet-started"), "4", "a launcher and three workers");
+    assert_eq!(results.one("fleet-started"), "5", "a launcher, its guard and three workers");
 
     // Why the kernel takes a worker: its score is above the launcher's.
     let score = |text: &str| text.parse::<i32>().unwrap_or_else(|_| panic!("no score: {text:?}"));
