@@ -53,8 +53,8 @@ impl Target {
         Pid::from_raw(self.child.id().cast_signed())
     }
 
-    /// One of our own commands against it: the status, and what it printed.
-    fn ask(&self, args: &[&str]) -> anyhow::Result<(i32, String)> {
+    /// One of our own commands against it: the status, what it printed, and its errors.
+    fn ask(&self, args: &[&str]) -> anyhow::Result<(i32, String, String)> {
         let output = Command::new(LAUNCHER)
             .arg(args[0])
             .arg("--control")
@@ -63,12 +63,14 @@ impl Target {
             .stdin(Stdio::null())
             .output()
             .context("cannot run the client")?;
-        Ok((output.status.code().unwrap_or(-1), String::from_utf8(output.stdout)?))
+        let (stdout, stderr) =
+            (output.stdout, String::from_utf8_lossy(&output.stderr).into_owned());
+        Ok((output.status.code().unwrap_or(-1), String::from_utf8(stdout)?, stderr))
     }
 
     fn status(&self) -> anyhow::Result<Value> {
-        let (status, text) = self.ask(&["status", "--format", "json"])?;
-        ensure!(status == 0, "status ends with {status}");
+        let (status, text, errors) = self.ask(&["status", "--format", "json"])?;
+        ensure!(status == 0, "status ends with {status}: {errors}");
         Ok(serde_json::from_str(&text)?)
     }
 

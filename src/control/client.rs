@@ -116,8 +116,21 @@ impl Instance {
         serde_json::from_slice(&answer.body).map_err(|error| format!("no status: {error}"))
     }
 
-    /// Asks, and waits for the whole answer.
+    /// Asks, and waits for the whole answer. What only reads is asked once more where the connection breaks:
+    /// an upgrade in place ends those that are open.
     pub(crate) async fn ask(
+        &self,
+        method: Method,
+        path: &str,
+        body: Option<Value>,
+    ) -> Result<Answer, String> {
+        match self.ask_once(method.clone(), path, body.clone()).await {
+            Err(_) if method == Method::GET => self.ask_once(method, path, body).await,
+            answer => answer,
+        }
+    }
+
+    async fn ask_once(
         &self,
         method: Method,
         path: &str,
