@@ -13,12 +13,12 @@ use tokio::signal::unix::{SignalKind, signal};
 
 use super::listeners::Found;
 use super::run::{Inherited, start};
-use super::{print, size};
+use super::{print, size, way};
 use crate::exit::{Failure, SUCCESS, usage};
 use crate::plan::Given;
 use crate::probe::Host;
-use crate::settings::{Defaults, Settings, Share};
-use crate::sockets::{Address, Listener, Passed};
+use crate::settings::{Defaults, Settings};
+use crate::sockets::{Address, Listener, Passed, Share};
 use crate::units::{MIB, show_size};
 
 /// Where the demonstration listens, if nothing else is asked for.
@@ -32,7 +32,7 @@ pub(super) fn run(matches: &ArgMatches, host: &Host, inherited: Inherited) -> Re
     let passed = !matches!(inherited.found, Ok(None));
     let listen = (!passed).then_some(ADDRESS);
     let read = move |host: &Host| {
-        let defaults = Defaults { share: Share::Fd, listen, passed };
+        let defaults = Defaults { share: Some(Share::Fd), listen };
         let mut settings = Settings::read(&matches, host, defaults)?;
         if settings.exec {
             return Err(usage("--exec becomes a command and the demo is none; leave it out"));
@@ -45,11 +45,13 @@ pub(super) fn run(matches: &ArgMatches, host: &Host, inherited: Inherited) -> Re
         Ok(settings)
     };
     let settings = read(host)?;
+    let share = way::choose(&settings, host, passed)?;
     if settings.dry_run {
         return size::report(&settings, host);
     }
     let own = std::env::current_exe().context("cannot find our own program file")?;
-    start(&settings, host, inherited, Some(own), Box::new(move || read(&Host::live())), &announce)
+    let read = Box::new(move || read(&Host::live()));
+    start(&settings, share, host, inherited, Some(own), read, &announce)
 }
 
 /// On standard output, so that it is seen whatever is done with the log.

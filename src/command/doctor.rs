@@ -8,7 +8,7 @@ use crate::doctor::{Case, Severity, examine};
 use crate::exit::{FAILURE, Failure, SUCCESS, usage};
 use crate::probe::{Host, probe};
 use crate::report;
-use crate::settings::{Defaults, Format, Settings, Share};
+use crate::settings::{Defaults, Format, Settings};
 
 /// What is wrapped for where nobody says how wide the reader's screen is.
 const WIDTH: usize = 80;
@@ -17,7 +17,7 @@ const WIDEST: usize = 100;
 
 /// Prints the diagnosis. 1 where something is a problem.
 pub(super) fn run(matches: &ArgMatches, host: &Host) -> Result<u8, Failure> {
-    let defaults = Defaults { share: Share::Off, listen: None, passed: false };
+    let defaults = Defaults { share: None, listen: None };
     let settings = Settings::read(matches, host, defaults)?;
     let form = match settings.format {
         Format::Env => "env",

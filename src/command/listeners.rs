@@ -7,8 +7,8 @@ use tracing::{info, warn};
 
 use crate::engine::{self, Resume};
 use crate::exit::{Failure, usage};
-use crate::settings::{Settings, Share};
-use crate::sockets::{Address, Listener, Passed};
+use crate::settings::Settings;
+use crate::sockets::{Address, Listener, Passed, Share};
 use crate::units::plural;
 
 /// What [`Passed::find`] found.
@@ -25,13 +25,14 @@ pub(super) fn find(host: &crate::probe::Host) -> Found {
 /// What an earlier program of this process has handed down is taken first.
 pub(super) fn open(
     settings: &Settings,
+    share: Share,
     found: Found,
     resume: Option<&Resume>,
 ) -> Result<Vec<Listener>, Failure> {
     if let Some(resume) = resume {
         return Ok(go_on(settings, resume)?);
     }
-    if settings.share == Share::Off {
+    if share == Share::Off {
         ignore(&found);
         return Ok(Vec::new());
     }

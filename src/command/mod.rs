@@ -7,6 +7,7 @@ mod listeners;
 mod run;
 mod size;
 mod table;
+mod way;
 
 use std::ffi::OsString;
 use std::io::{self, IsTerminal, Write};
@@ -20,7 +21,7 @@ use crate::cli;
 use crate::engine::Resume;
 use crate::exit::{Failure, SUCCESS, usage};
 use crate::probe::Host;
-use crate::settings::{Defaults, Settings, Share, Switch};
+use crate::settings::{Defaults, Settings, Switch};
 use crate::units::printable;
 
 /// The program: parses the arguments and environment of this process and does what they say.
@@ -70,13 +71,14 @@ fn dispatch(args: &[OsString], host: &Host, inherited: Inherited) -> Result<u8, 
         }
         _ => {
             let passed = !matches!(inherited.found, Ok(None));
-            let defaults = Defaults { share: Share::Off, listen: None, passed };
+            let defaults = Defaults { share: None, listen: None };
             let settings = Settings::read(&matches, host, defaults)?;
+            let share = way::choose(&settings, host, passed)?;
             if settings.dry_run {
                 size::report(&settings, host)
             } else {
                 let read = move || Settings::read(&matches, &Host::live(), defaults);
-                run::run(&settings, host, inherited, Box::new(read))
+                run::run(&settings, share, host, inherited, Box::new(read))
             }
         }
     }

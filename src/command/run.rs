@@ -20,7 +20,7 @@ use crate::plan::MOST_WORKERS;
 use crate::probe::Host;
 use crate::report;
 use crate::settings::{Format, Ready, Settings, Switch, Watchdog, Workers};
-use crate::sockets::{Address, Listener, variables};
+use crate::sockets::{Address, Listener, Share, variables};
 
 /// A worker that says nothing by itself is taken for ready when it has lived for so long.
 const READY_AFTER: Duration = Duration::from_secs(1);
@@ -37,6 +37,7 @@ pub(super) struct Inherited {
 /// Runs the command that the settings name.
 pub(super) fn run(
     settings: &Settings,
+    share: Share,
     host: &Host,
     inherited: Inherited,
     read: Read,
@@ -61,7 +62,7 @@ pub(super) fn run(
             "--template fills in who a worker is, and with --exec there is none; leave one of them out",
         ));
     }
-    start(settings, host, inherited, None, read, &|_| Ok(()))
+    start(settings, share, host, inherited, None, read, &|_| Ok(()))
 }
 
 /// What is run, and in what environment: all that a reload reads anew.
@@ -115,6 +116,7 @@ impl Prepared {
 /// Runs the command of the settings; `announce` is told each address that we listen on.
 pub(super) fn start(
     settings: &Settings,
+    share: Share,
     host: &Host,
     inherited: Inherited,
     program: Option<PathBuf>,
@@ -141,7 +143,7 @@ pub(super) fn start(
     if resume.as_ref().is_some_and(Resume::is_proof) {
         return Ok(SUCCESS);
     }
-    let listeners = listeners::open(settings, found, resume.as_ref())?;
+    let listeners = listeners::open(settings, share, found, resume.as_ref())?;
     let sockets: Vec<(Address, String)> =
         listeners.iter().map(|listener| (listener.address.clone(), listener.name())).collect();
     let env = prepared.workers_env(settings, &sockets);
@@ -159,12 +161,13 @@ pub(super) fn start(
         again().map_err(|failure: Failure| failure.to_string())
     });
     let Prepared { program, words, sized, .. } = prepared;
-    let parts = Parts { program, words, env, user, dir, listeners, renewal };
+    let parts = Parts { share, program, words, env, user, dir, listeners, renewal };
     Ok(engine::run(configure(settings, host, &sized, parts), resume)?)
 }
 
 /// What was made from the settings on the way.
 struct Parts {
+    share: Share,
     program: PathBuf,
     words: Vec<OsString>,
     env: Environment,
@@ -206,6 +209,7 @@ fn configure(settings: &Settings, host: &Host, sized: &Sized, parts: Parts) -> C
             restart,
             max_restarts: settings.workers.max_restarts,
             grace: settings.workers.grace,
+            drains: parts.share.drains(),
             readiness: readiness(&settings.workers),
             watchdog: match settings.workers.watchdog {
                 Some(Watchdog::Ping(every)) => Some(every),
@@ -224,6 +228,7 @@ fn configure(settings: &Settings, host: &Host, sized: &Sized, parts: Parts) -> C
         terminal: at_terminal && restart == Restart::Never,
         user: parts.user,
         dir: parts.dir,
+        share: parts.share,
         listeners: parts.listeners,
         before: settings.workers.before.clone(),
         surge: settings.workers.surge.map_or(Surge::Auto, Surge::Most),

@@ -11,7 +11,7 @@ use crate::exit::{Failure, SUCCESS, usage};
 use crate::plan::{Plan, Request, Runtime, compare};
 use crate::probe::{DYNOS, Host, Resources};
 use crate::report::table::{Entry, csv, dynos, grid, json};
-use crate::settings::{Defaults, Format, Settings, Share};
+use crate::settings::{Defaults, Format, Settings};
 use crate::units::{Fraction, MIB, show_size};
 
 /// Usual container sizes in MiB.
@@ -32,7 +32,7 @@ pub(super) fn run(matches: &ArgMatches, args: &[OsString], host: &Host) -> Resul
         None => None,
     };
     let inner = reparsed.as_ref().and_then(|matches| matches.subcommand_matches("table"));
-    let defaults = Defaults { share: Share::Off, listen: None, passed: false };
+    let defaults = Defaults { share: None, listen: None };
     let settings = Settings::read(inner.unwrap_or(matches), host, defaults)?;
     check(&settings)?;
     let env = inherited(&settings, host)?;

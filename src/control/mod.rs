@@ -17,7 +17,9 @@ pub(crate) use api::serve;
 pub(crate) use client::{Answer, Instance, NotOne, Selector};
 pub(crate) use follow::prefixed;
 pub(crate) use place::{Place, Socket};
-pub(crate) use wire::{LastExit, Memory, RolloutStatus, SlotStatus, Status, WorkerStatus};
+pub(crate) use wire::{
+    Connections, LastExit, Memory, RolloutStatus, SlotStatus, Status, WorkerStatus,
+};
 
 /// What is asked of the fleet.
 #[derive(Debug, PartialEq, Eq)]

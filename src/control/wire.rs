@@ -60,11 +60,22 @@ pub(crate) struct WorkerStatus {
     pub(crate) cpu_seconds: f64,
     pub(crate) processes: u32,
     /// Where we carry them.
-    pub(crate) connections: Option<u64>,
+    pub(crate) connections: Option<Connections>,
     /// What it says of itself (`STATUS=`).
     pub(crate) status_text: Option<String>,
     /// Of the one before it in the slot.
     pub(crate) last_exit: Option<LastExit>,
+}
+
+/// Of one worker.
+#[derive(Clone, Copy, Debug, Default, Serialize, Deserialize)]
+pub(crate) struct Connections {
+    /// Handed to it so far.
+    pub(crate) accepted: u64,
+    /// Of those, open now.
+    pub(crate) active: u64,
+    /// Lost by it: broken off before their end.
+    pub(crate) failed: u64,
 }
 
 /// Bytes.

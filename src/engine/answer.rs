@@ -12,10 +12,11 @@ use tracing::{debug, warn};
 use super::spawn::send;
 use super::{Config, Engine, resume, usage};
 use crate::control::{
-    self, Ask, Backend, Call, LastExit, Memory, Place, Reply, RolloutStatus, Scale, SlotStatus,
-    Socket, Status, WorkerStatus,
+    self, Ask, Backend, Call, Connections, LastExit, Memory, Place, Reply, RolloutStatus, Scale,
+    SlotStatus, Socket, Status, WorkerStatus,
 };
 use crate::fleet::{Event, FleetView, Kind, Note, SlotView, Time, Urgency};
+use crate::sockets;
 
 /// Calls that wait to be answered; more than anybody makes.
 const WAITING: usize = 64;
@@ -216,7 +217,7 @@ impl Engine {
                 memory: Memory { private_bytes: used.private, shared_bytes: used.shared },
                 cpu_seconds: seconds(used.cpu),
                 processes: used.processes,
-                connections: None,
+                connections: self.sharing.connections(worker.key).map(connections),
                 status_text: running.status.clone(),
                 last_exit: slot.and_then(|slot| last_exit(slot, now)),
             })
@@ -248,6 +249,11 @@ impl Engine {
             vacant: vacant.collect(),
         }
     }
+}
+
+fn connections(of: sockets::Connections) -> Connections {
+    let sockets::Connections { accepted, active, failed } = of;
+    Connections { accepted, active, failed }
 }
 
 fn rollout(view: &FleetView) -> Option<RolloutStatus> {

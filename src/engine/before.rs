@@ -31,6 +31,8 @@ impl Engine {
             stdin: Stdio::null(),
             stdout: Stdio::inherit(),
             stderr: Stdio::inherit(),
+            sockets: &[],
+            channel: None,
             terminal: None,
             cgroup: None,
         };

@@ -94,7 +94,7 @@ async fn answers(address: SocketAddr, path: &str) -> bool {
 
 impl Engine {
     fn place(&self, leader: Pid) -> Place {
-        let ours = self.spawner.descriptors.iter().filter_map(ports::inode).collect();
+        let ours = self.sharing.ours();
         let port = self.config.env.get("PORT").and_then(|port| port.to_str()?.parse().ok());
         Place { leader, ours: Rc::new(ours), port }
     }

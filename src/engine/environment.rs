@@ -74,7 +74,7 @@ impl Environment {
     }
 
     /// The variables of one worker, ready for `execve`.
-    pub(crate) fn of(&self, worker: Assignment) -> Vec<CString> {
+    pub(crate) fn of(&self, worker: Assignment, more: Vec<(&'static str, String)>) -> Vec<CString> {
         let index = (worker.slot - 1).to_string();
         let mut own: BTreeMap<&str, String> = BTreeMap::from([
             // Each worker is one of N already: what it forks by this variable must not be N again.
@@ -90,6 +90,7 @@ impl Environment {
         if let Some(budget) = self.budget {
             own.insert("THRONG_WORKER_BUDGET", (budget / u64::from(worker.count)).to_string());
         }
+        own.extend(more);
         self.with(&own)
     }
 
@@ -136,7 +137,7 @@ mod tests {
         ];
         let given = given.iter().map(|(k, v)| (OsString::from(k), OsString::from(v))).collect();
         let env = Environment::inherit(&given, ["THRONG_WORKERS".to_owned()].into_iter());
-        let env = env.without_ours().with_share(Some(4000), 16.0 / 3.0).of(worker());
+        let env = env.without_ours().with_share(Some(4000), 16.0 / 3.0).of(worker(), Vec::new());
         let text: Vec<_> = env.iter().map(|entry| entry.to_str().unwrap()).collect();
         for want in [
             "HOME=/x",

@@ -11,6 +11,7 @@ mod guard;
 mod manager;
 mod notify;
 mod obey;
+mod open;
 mod orphans;
 mod output;
 mod ports;
@@ -19,6 +20,7 @@ mod reap;
 mod resume;
 mod room;
 mod say;
+mod sharing;
 mod signals;
 mod sink;
 mod spawn;
@@ -41,16 +43,15 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
-use nix::sys::prctl::set_child_subreaper;
 use nix::sys::signal::Signal;
 use nix::unistd::Pid;
-use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
-use tokio::task::LocalSet;
-use tracing::{error, warn};
+use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender};
+use tracing::error;
 
 pub(crate) use check::Check;
 pub(crate) use environment::Environment;
 pub(crate) use manager::Manager;
+pub(crate) use open::run;
 pub(crate) use ports::holder;
 pub(crate) use program::{find, replace};
 pub(crate) use room::Surge;
@@ -60,17 +61,16 @@ pub(crate) use user::User;
 
 use crate::control::Place;
 use crate::fleet::{Action, Event, Fleet, Kind, Note, Policy, Time, Told, WorkerKey};
-use crate::log;
-use crate::sockets::Listener;
+use crate::sockets::{Listener, Share};
 use answer::Control;
 use check::Look;
 use guard::Guard;
 use notify::{Message, NotifySocket};
 use output::{LAST_WORDS, Ring, Stream};
+use sharing::Sharing;
 use signals::Signals;
-use sink::{Sink, StreamId, same_file};
-use spawn::{Spawner, forget_code, keep_zombies};
-use state::State;
+use sink::{Sink, StreamId};
+use spawn::Spawner;
 use upgrade::Proof;
 
 /// What to run, and how.
@@ -90,6 +90,7 @@ pub(crate) struct Config {
     pub(crate) terminal: bool,
     pub(crate) user: Option<User>,
     pub(crate) dir: Option<PathBuf>,
+    pub(crate) share: Share,
     pub(crate) listeners: Vec<Listener>,
     /// A shell command that runs once, before the first worker.
     pub(crate) before: Option<String>,
@@ -118,57 +119,6 @@ pub(crate) enum Prefix {
     None,
     Plain,
     Colored,
-}
-
-/// Runs the fleet to its end and returns the exit status; goes on with what an earlier program left,
-/// where there was one.
-pub(crate) fn run(mut config: Config, resume: Option<Resume>) -> anyhow::Result<u8> {
-    keep_zombies().context("cannot reset SIGCHLD")?;
-    let state = resume.as_ref().map(|resume| &resume.state);
-    let strangers = match state {
-        Some(state) => state.strangers.iter().copied().map(Pid::from_raw).collect(),
-        None => orphans::children(),
-    };
-    let name = state.map_or_else(guard::name, |state| state.name.clone());
-    config.env.set("NOTIFY_SOCKET", &name);
-    let mark = format!("NOTIFY_SOCKET={name}").into_bytes();
-    let wanted = !config.terminal;
-    let guard = match state {
-        Some(state) => {
-            let process = state
-                .guard
-                .and_then(|(pipe, pid)| Some((Pid::from_raw(pid), resume::own(Some(pipe))?)));
-            Guard::resume(mark, wanted, process, state.groups.iter().copied())
-        }
-        // As early as can be: it is a copy of us as we are.
-        None => Guard::start(mark, wanted),
-    };
-    let settled = Arc::new(AtomicBool::new(false));
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        // The last moment before the sleep: what runs after it would bring its pages back.
-        .on_thread_park({
-            let settled = Arc::clone(&settled);
-            move || {
-                if settled.swap(false, Ordering::Relaxed) {
-                    forget_code();
-                }
-            }
-        })
-        .build();
-    let runtime = runtime.context("cannot start the event loop")?;
-    let status = LocalSet::new().block_on(&runtime, async {
-        let base = Base { settled, strangers, guard, name };
-        let mut engine = Engine::new(config, base, resume.as_ref().map(|resume| &resume.state))?;
-        if let Some(resume) = resume {
-            engine.take_up(&resume)?;
-        } else if let Some(status) = engine.begin().await? {
-            return Ok(status);
-        }
-        engine.run().await
-    });
-    log::release();
-    status
 }
 
 /// One process.
@@ -203,6 +153,7 @@ struct Engine {
     config: Config,
     fleet: Fleet,
     spawner: Spawner,
+    sharing: Sharing,
     signals: Rc<Signals>,
     /// The workers' `NOTIFY_SOCKET`, which is also the mark of this run.
     name: String,
@@ -252,130 +203,9 @@ const GROUP_CHECK: Duration = Duration::from_millis(100);
 /// Our own lines, beside those of the workers.
 const OWN_LINES: StreamId = StreamId(0);
 
-/// What is there before the engine.
-struct Base {
-    settled: Arc<AtomicBool>,
-    strangers: Vec<Pid>,
-    guard: Guard,
-    name: String,
-}
-
 impl Engine {
-    fn new(mut config: Config, base: Base, state: Option<&State>) -> anyhow::Result<Self> {
-        let Base { settled, strangers, guard, name } = base;
-        let hup_ignored = signals::was_ignored(Signal::SIGHUP);
-        let mut signals = Signals::block().context("cannot collect signals")?;
-        if let Some(state) = state {
-            signals.inherited = resume::mask(&state.mask);
-        }
-        // Orphans of a worker come to us and not to PID 1.
-        set_child_subreaper(true).context("cannot become a subreaper")?;
-        let sockets: io::Result<Vec<_>> =
-            config.listeners.iter().map(|listener| listener.fd.try_clone()).collect();
-        let sockets = sockets.context("cannot copy a listening socket")?;
-        let (user, dir) = (config.user.take(), config.dir.take());
-        let manager = config.manager.take();
-        let spawner = Spawner::new(signals.inherited, user, dir, &sockets);
-        let mut spawner = spawner.context("cannot prepare for starting workers")?;
-        let handed_down = state.and_then(|state| resume::own(state.notify));
-        let notify = match handed_down
-            .map_or_else(|| NotifySocket::bind(&name), NotifySocket::adopt)
-        {
-            Ok(socket) => Some(Rc::new(socket)),
-            Err(error) => {
-                warn!(event = "no_notify", "nobody listens at the workers' NOTIFY_SOCKET: {error}");
-                None
-            }
-        };
-        let sink = |fd: io::Result<Sink>| fd.map(Rc::new).context("cannot write to our own output");
-        let stdout = sink(Sink::new(io::stdout()))?;
-        // `2>&1`: one stream has one writer, or parts of lines would mix.
-        let stderr = if same_file(&io::stdout(), &io::stderr()) {
-            Rc::clone(&stdout)
-        } else {
-            let stderr = sink(Sink::new(io::stderr()))?;
-            tokio::task::spawn_local(Rc::clone(&stderr).serve());
-            stderr
-        };
-        tokio::task::spawn_local(Rc::clone(&stdout).serve());
-        log::hold();
-        let control = Control::open(&config, state.and_then(|state| state.control.as_ref()))?;
-        let policy = config.policy.clone();
-        let fleet = match state {
-            Some(state) => {
-                spawner.limits = state.limits;
-                Fleet::restore(policy, state.fleet.clone())
-            }
-            None => Fleet::new(policy, config.workers),
-        };
-        let elapsed = state.map_or(Duration::ZERO, |state| state.elapsed);
-        let now = Instant::now();
-        Ok(Self {
-            fleet,
-            config,
-            spawner,
-            signals: Rc::new(signals),
-            name,
-            notify,
-            inbox: unbounded_channel(),
-            // The fleet's times go on where they were.
-            started: now.checked_sub(elapsed).unwrap_or(now),
-            running: BTreeMap::new(),
-            stdout,
-            stderr,
-            streams: Vec::new(),
-            next_stream: OWN_LINES.0,
-            rings: BTreeMap::new(),
-            control,
-            hup_ignored,
-            had_terminal: obey::has_terminal(),
-            terminal_given: Cell::new(None),
-            quick_failures: BTreeMap::new(),
-            settled,
-            strangers,
-            guard,
-            manager,
-            successor: upgrade::successor(),
-            proof: None,
-            proven: false,
-            upgrades: 0,
-            upgrade_error: None,
-            exit: None,
-        })
-    }
-
     fn now(&self) -> Time {
         self.started.elapsed()
-    }
-
-    /// The first start of all; a status where the run is over already.
-    async fn begin(&mut self) -> anyhow::Result<Option<u8>> {
-        if let Some(status) = self.before().await? {
-            self.finish().await;
-            return Ok(Some(status));
-        }
-        self.tell(Event::Start);
-        Ok(None)
-    }
-
-    /// Goes on with what an earlier program left.
-    fn take_up(&mut self, resume: &Resume) -> anyhow::Result<()> {
-        self.restore(&resume.state)?;
-        // From here on there is no way back, and nothing that could fail.
-        if let Some(way_back) = resume.way_back() {
-            way_back.close(&resume.state);
-        }
-        self.spawner.hold_places();
-        for (listener, state) in self.config.listeners.iter_mut().zip(&resume.state.listeners) {
-            if state.file {
-                listener.own_file();
-            }
-        }
-        if let Some(socket) = &mut self.control.socket {
-            socket.owns_file = true;
-        }
-        self.work_on(&resume.state);
-        Ok(())
     }
 
     async fn run(mut self) -> anyhow::Result<u8> {
@@ -415,6 +245,7 @@ impl Engine {
                 received = signals.next() => self.signal(received.context("cannot read signals")?),
                 Some((worker, what)) = self.inbox.1.recv() => self.tell(Event::Told { worker, what }),
                 Some((ask, answer)) = self.control.calls.recv() => self.answer(&ask, answer),
+                (worker, news) = self.sharing.next() => self.learn(worker, news),
                 message = heard(notify.as_deref()) => self.heard(message),
                 () = until(deadline) => self.tell(Event::Tick),
                 () = until(groups) => self.check_groups(),
@@ -444,6 +275,7 @@ impl Engine {
                             events.push(Event::Refused { worker: to.worker, why });
                         }
                     }
+                    Action::Drain(worker) => self.drain(worker),
                     Action::AskLeader(worker) => self.ask(worker, false),
                     Action::AskGroup(worker) => self.ask(worker, true),
                     Action::AbortLeader(worker) => self.abort_leader(worker),
@@ -451,11 +283,7 @@ impl Engine {
                     Action::Kill(worker) => self.signal_group(worker, Signal::SIGKILL),
                     Action::Say(note) => {
                         self.say(note);
-                        match note {
-                            Note::GaveUp { worker, .. } => drop(self.running.remove(&worker)),
-                            Note::Ready { worker, .. } => self.look_for_life(worker),
-                            _ => self.control.note(note),
-                        }
+                        self.heed(note);
                     }
                     Action::Exit(status) => self.exit = Some(status),
                 }
@@ -463,6 +291,23 @@ impl Engine {
         }
         for slot in aged {
             self.renew(Kind::Aged, Some(slot));
+        }
+    }
+
+    /// What a fact means for who has to do with it.
+    fn heed(&mut self, note: Note) {
+        match note {
+            Note::GaveUp { worker, .. } => {
+                self.sharing.gone(worker);
+                self.running.remove(&worker);
+            }
+            Note::Ready { worker, .. } => {
+                self.sharing.ready(worker);
+                self.look_for_life(worker);
+            }
+            Note::Leaving { worker, .. } | Note::Hung { worker, .. } => self.sharing.leaves(worker),
+            Note::Resized { to, .. } => self.sharing.resized(to),
+            _ => self.control.note(note),
         }
     }
 }

@@ -49,6 +49,7 @@ impl Engine {
         }
         for (worker, how) in ended {
             self.last_words(worker);
+            self.sharing.gone(worker);
             let port = self.wanted_port(worker, how);
             let group = self.running.get(&worker).is_some_and(|running| group_lives(running.pid));
             self.tell(Event::Ended { worker, how, group });

@@ -87,7 +87,7 @@ impl Engine {
 
     /// A worker that listens on a port which nobody else can bind, and which is not ours to share.
     fn own_port(&self, slot: Option<u32>) -> Option<(u32, u16)> {
-        let ours = self.spawner.descriptors.iter().filter_map(ports::inode).collect();
+        let ours = self.sharing.ours();
         let running = self.running.values().filter(|running| !running.reaped);
         running.filter(|running| slot.is_none_or(|slot| slot == running.slot)).find_map(|running| {
             let addresses = ports::listening(running.pid, &ours);

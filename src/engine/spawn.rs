@@ -13,6 +13,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Command, Stdio};
+use std::rc::Rc;
 
 use nix::errno::Errno;
 use nix::libc;
@@ -40,9 +41,9 @@ pub(crate) struct Spawner {
     pub(crate) mask: SigSet,
     pub(crate) user: Option<User>,
     pub(crate) dir: Option<std::path::PathBuf>,
-    /// Inherited from [`FIRST_FD`] on; what follows the listening sockets is a channel.
-    pub(crate) descriptors: Vec<OwnedFd>,
-    /// Open files at the places where the descriptors will be put, so that nothing else gets there.
+    /// How many descriptors a worker inherits, from [`FIRST_FD`] on.
+    inherited: usize,
+    /// Open files at the places where they will be put, so that nothing else gets there.
     places: Vec<OwnedFd>,
     pub(crate) limits: (u64, u64),
     oom_score: Option<i32>,
@@ -56,6 +57,10 @@ pub(crate) struct Launch<'a> {
     pub(crate) stdin: Stdio,
     pub(crate) stdout: Stdio,
     pub(crate) stderr: Stdio,
+    /// Inherited from [`FIRST_FD`] on and announced; they lie behind all places.
+    pub(crate) sockets: &'a [Rc<OwnedFd>],
+    /// Inherited under the number after them.
+    pub(crate) channel: Option<BorrowedFd<'a>>,
     /// The terminal to hand over.
     pub(crate) terminal: Option<BorrowedFd<'a>>,
     /// The `cgroup.procs` of a group to join.
@@ -63,33 +68,30 @@ pub(crate) struct Launch<'a> {
 }
 
 impl Spawner {
-    /// Raises the limit of open files for us; children get theirs back. `descriptors` are moved out
-    /// of the way of the numbers that they will have in the workers.
+    /// Raises the limit of open files for us; children get theirs back. From now on no descriptor of ours
+    /// gets one of the numbers that the `inherited` ones will have in the workers.
     pub(crate) fn new(
         mask: SigSet,
         user: Option<User>,
         dir: Option<std::path::PathBuf>,
-        descriptors: &[OwnedFd],
+        inherited: usize,
     ) -> io::Result<Self> {
         let limits = getrlimit(Resource::RLIMIT_NOFILE)?;
         // A failure leaves us with what we have.
         let _ = setrlimit(Resource::RLIMIT_NOFILE, limits.1, limits.1);
-        let end = FIRST_FD + i32::try_from(descriptors.len()).unwrap_or(0);
-        let descriptors: Vec<OwnedFd> =
-            descriptors.iter().map(|fd| above(fd, end)).collect::<io::Result<_>>()?;
         let oom_score = std::fs::read_to_string("/proc/self/oom_score_adj").ok();
         let oom_score = oom_score.and_then(|text| text.trim().parse().ok());
         let mut spawner =
-            Self { mask, user, dir, descriptors, places: Vec::new(), limits, oom_score };
+            Self { mask, user, dir, inherited, places: Vec::new(), limits, oom_score };
         spawner.hold_places();
         Ok(spawner)
     }
 
     /// Fills every number that a worker's descriptors will have, so that nothing else gets there.
     pub(crate) fn hold_places(&mut self) {
-        let end = FIRST_FD + i32::try_from(self.descriptors.len()).unwrap_or(0);
+        let end = FIRST_FD + i32::try_from(self.inherited).unwrap_or(0);
         // Each open takes the lowest free number. Where none is left, none of those is free either.
-        while !self.descriptors.is_empty()
+        while self.inherited > 0
             && let Ok(place) = OpenOptions::new().read(true).open("/dev/null")
             && place.as_raw_fd() < end
         {
@@ -110,6 +112,7 @@ impl Spawner {
         if let Some(dir) = &self.dir {
             command.current_dir(dir);
         }
+        let sockets = launch.sockets.iter().map(AsRawFd::as_raw_fd);
         let child = Child {
             program,
             words,
@@ -120,7 +123,8 @@ impl Spawner {
             terminal: launch.terminal.map(|fd| fd.as_raw_fd()),
             limits: self.limits,
             user: self.user.clone(),
-            descriptors: self.descriptors.iter().map(AsRawFd::as_raw_fd).collect(),
+            announced: !launch.sockets.is_empty(),
+            descriptors: sockets.chain(launch.channel.map(|fd| fd.as_raw_fd())).collect(),
             mask: self.mask,
         };
         // SAFETY: this process has one thread (no blocking pool is ever used, and the runtime is
@@ -155,6 +159,8 @@ struct Child {
     limits: (u64, u64),
     user: Option<User>,
     descriptors: Vec<RawFd>,
+    /// Whether it is told of them.
+    announced: bool,
     mask: SigSet,
 }
 
@@ -202,7 +208,7 @@ impl Child {
     fn exec(&self) -> io::Result<()> {
         let mut env: Vec<&CStr> = self.env.iter().map(CString::as_c_str).collect();
         let own_pid;
-        if !self.descriptors.is_empty() {
+        if self.announced {
             own_pid = CString::new(format!("LISTEN_PID={}", getpid()))?;
             env.push(&own_pid);
         }

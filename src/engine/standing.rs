@@ -81,7 +81,8 @@ impl Standing {
                 self.given_up.remove(&to.slot);
             }
             // Who is to end serves no more, although it has not ended.
-            Action::AskLeader(worker)
+            Action::Drain(worker)
+            | Action::AskLeader(worker)
             | Action::AskGroup(worker)
             | Action::AbortLeader(worker)
             | Action::Kill(worker) => {

@@ -34,6 +34,7 @@ impl Engine {
                 Ok(())
             }
             Err(error) => {
+                self.sharing.gone(to.worker);
                 let why = refusal(&error);
                 let program = self.config.program.display();
                 error!(
@@ -82,15 +83,18 @@ impl Engine {
             };
             (Stdio::null(), piped(&self.stdout)?, piped(&self.stderr)?)
         };
+        let equipment = self.sharing.equip(to)?;
         let terminal = io::stdin();
         let gives = self.in_foreground();
         let pid = self.spawner.spawn(Launch {
             program: &self.config.program,
             words: &words,
-            env: self.config.env.of(to),
+            env: self.config.env.of(to, equipment.env),
             stdin,
             stdout,
             stderr,
+            sockets: &equipment.sockets,
+            channel: equipment.channel.as_ref().map(AsFd::as_fd),
             terminal: gives.then(|| terminal.as_fd()),
             cgroup: None,
         })?;

@@ -18,6 +18,7 @@ impl Fleet {
                 let old_at = worker.old_at.filter(|_| self.may_renew_the_old());
                 worker.ping_by.into_iter().chain(old_at).min()
             }
+            Phase::Draining { ask_at, .. } => Some(ask_at),
             Phase::Stopping { kill_at } | Phase::Leftover { kill_at } => Some(kill_at),
             Phase::Killed { give_up_at } => Some(give_up_at),
         });
@@ -38,6 +39,13 @@ impl Fleet {
                 Phase::Starting { due } if now >= due => self.decide(now, key, actions),
                 Phase::Ready if worker.ping_by.is_some_and(|by| now >= by) => {
                     self.hung(now, key, actions);
+                }
+                Phase::Draining { ask_at, kill_at } if now >= ask_at => {
+                    self.drained(key, actions);
+                    // Where time has jumped.
+                    if now >= kill_at {
+                        self.kill(now, key, actions);
+                    }
                 }
                 Phase::Stopping { kill_at } | Phase::Leftover { kill_at } if now >= kill_at => {
                     self.kill(now, key, actions);
@@ -136,7 +144,9 @@ impl Fleet {
             (Told::Ready, Phase::Starting { .. }) => self.become_ready(now, key, false, actions),
             (Told::Extend(time), Phase::Starting { due }) => *due = (*due).max(now + time),
             // While all stops, the time is not ours to give: whoever stops us has a limit too.
-            (Told::Extend(time), Phase::Stopping { kill_at }) if !ending => {
+            (Told::Extend(time), Phase::Stopping { kill_at } | Phase::Draining { kill_at, .. })
+                if !ending =>
+            {
                 *kill_at = (*kill_at).max(now + time);
             }
             (Told::Stopping, Phase::Starting { .. } | Phase::Ready) => {
@@ -148,8 +158,18 @@ impl Fleet {
                 worker.watchdog = Some(every);
                 worker.show_life(now);
             }
+            (Told::Drained, Phase::Draining { .. }) => self.drained(key, actions),
             (Told::Hung, Phase::Starting { .. } | Phase::Ready) => self.hung(now, key, actions),
             _ => {}
+        }
+    }
+
+    /// It has finished what it had, or its time for that is over: now it gets the stop signal.
+    fn drained(&mut self, key: WorkerKey, actions: &mut Vec<Action>) {
+        let Some(worker) = self.workers.get_mut(&key) else { return };
+        if let Phase::Draining { kill_at, .. } = worker.phase {
+            worker.phase = Phase::Stopping { kill_at };
+            actions.push(Action::AskLeader(key));
         }
     }
 

@@ -63,7 +63,9 @@ impl Fleet {
         // What a worker leaves behind would hold its port and its memory: it goes with it.
         match worker.phase {
             Phase::Killed { .. } => {}
-            Phase::Stopping { kill_at } | Phase::Leftover { kill_at } => {
+            Phase::Draining { kill_at, .. }
+            | Phase::Stopping { kill_at }
+            | Phase::Leftover { kill_at } => {
                 worker.phase = Phase::Leftover { kill_at };
                 actions.push(Action::AskGroup(key));
             }
@@ -185,7 +187,17 @@ impl Fleet {
 
     /// Tells a worker to stop, unless it is on its way out already.
     pub(super) fn ask(&mut self, now: Time, key: WorkerKey, actions: &mut Vec<Action>) {
-        if self.dismiss(now, key, Cause::Asked) {
+        let serves = self.workers.get(&key).is_some_and(|worker| worker.phase == Phase::Ready);
+        if serves && self.policy.drains {
+            self.dismiss(now, key, Cause::Asked);
+            if let Some(worker) = self.workers.get_mut(&key) {
+                let grace = self.policy.grace;
+                // The rest is for those who need the signal.
+                worker.phase =
+                    Phase::Draining { ask_at: now + grace / 4 * 3, kill_at: now + grace };
+            }
+            actions.push(Action::Drain(key));
+        } else if self.dismiss(now, key, Cause::Asked) {
             actions.push(Action::AskLeader(key));
         }
     }

@@ -39,8 +39,11 @@ pub(crate) struct Policy {
     pub(crate) restart: Restart,
     /// Early ends in a row after which a slot is given up.
     pub(crate) max_restarts: u32,
-    /// Between the stop signal and KILL.
+    /// Between the first word of a stop and KILL.
     pub(crate) grace: Duration,
+    /// Whether a worker that serves is drained before it gets the stop signal: its connections are ours to
+    /// lead elsewhere.
+    pub(crate) drains: bool,
     pub(crate) readiness: Readiness,
     /// How often a worker has to show that it lives.
     pub(crate) watchdog: Option<Duration>,
@@ -101,6 +104,8 @@ pub(crate) enum Told {
     Watchdog(Duration),
     /// It serves no more.
     Hung,
+    /// Nothing is under way with it any more.
+    Drained,
 }
 
 /// Why a worker could not be started.
@@ -158,6 +163,8 @@ pub(crate) enum Failure {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Action {
     Spawn(Assignment),
+    /// Give it no new work, and tell when it has finished what it has ([`Told::Drained`]).
+    Drain(WorkerKey),
     /// The stop signal, to the leader.
     AskLeader(WorkerKey),
     /// The stop signal, to what is left of the group.

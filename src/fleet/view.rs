@@ -102,7 +102,7 @@ impl Fleet {
             Phase::Ready => "ready",
             Phase::Killed { .. } => "killed",
             Phase::Stopping { .. } | Phase::Leftover { .. } if self.ending.is_some() => "stopping",
-            Phase::Stopping { .. } | Phase::Leftover { .. } => "draining",
+            Phase::Draining { .. } | Phase::Stopping { .. } | Phase::Leftover { .. } => "draining",
         }
     }
 }

@@ -52,6 +52,8 @@ pub(crate) enum Phase {
     Starting { due: Time },
     /// Serving.
     Ready,
+    /// Gets no new work and finishes what it has; asked to stop when that is done, at `ask_at` at the latest.
+    Draining { ask_at: Time, kill_at: Time },
     /// On its way out; killed at the end of its grace.
     Stopping { kill_at: Time },
     /// Its leader has ended and processes of its group live on.

@@ -45,7 +45,7 @@ pub(crate) fn status(status: &Status) -> String {
             worker.restarts,
             show_size(worker.memory.private_bytes).replace(' ', ""),
             show_size(worker.memory.shared_bytes).replace(' ', ""),
-            worker.connections.map_or("-".to_owned(), |count| count.to_string()),
+            worker.connections.map_or("-".to_owned(), |all| all.active.to_string()),
             exit(worker.last_exit.as_ref()),
         );
         let _ = writeln!(text, "{}", cut(&line, 80));
@@ -120,7 +120,11 @@ mod tests {
             memory: Memory { private_bytes: 1_234_567_890, shared_bytes: 999_999_999 },
             cpu_seconds: 399_000.0,
             processes: 3,
-            connections: Some(9999),
+            connections: Some(crate::control::Connections {
+                accepted: 123_456,
+                active: 9999,
+                failed: 0,
+            }),
             status_text: Some("serving".repeat(30)),
             last_exit: Some(last.clone()),
         };

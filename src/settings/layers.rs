@@ -208,6 +208,12 @@ impl Layers<'_> {
         found.filter_map(Result::transpose).collect()
     }
 
+    /// The origin of everything that was chosen.
+    pub(super) fn origins(&self) -> Vec<(&'static str, String)> {
+        let keys = KEYS.iter().map(|key| key.name);
+        keys.filter_map(|name| Some((name, self.one(name).ok()??.1.to_string()))).collect()
+    }
+
     /// Where a setting was given, for a complaint about it.
     pub(super) fn origin(&self, name: &'static str) -> String {
         match self.one(name) {

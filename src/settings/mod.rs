@@ -18,7 +18,7 @@ use crate::exit::{Failure, usage};
 use crate::fleet::Restart;
 use crate::plan::{Choice, Given, Headroom, Rounding};
 use crate::probe::Host;
-use crate::sockets::Address;
+use crate::sockets::{Address, Share};
 use crate::units::{DURATION_FORMS, Fraction, SIZE_FORMS, parse_duration};
 pub(crate) use env_file::read_env_file;
 use heroku::{web_concurrency, web_memory};
@@ -42,13 +42,6 @@ pub(crate) enum Format {
     Csv,
 }
 
-/// How connections reach the workers.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Share {
-    Fd,
-    Off,
-}
-
 /// Everything that a user can choose, checked.
 #[derive(Debug)]
 pub(crate) struct Settings {
@@ -62,7 +55,10 @@ pub(crate) struct Settings {
     pub(crate) workers: Workers,
     pub(crate) operating: Operating,
     pub(crate) listen: Vec<Address>,
-    pub(crate) share: Share,
+    /// `None` is auto.
+    pub(crate) share: Option<Share>,
+    /// Where each setting that was chosen comes from.
+    origins: Vec<(&'static str, String)>,
     /// Everything that was chosen, as it was written.
     pub(crate) chosen: Vec<Choice>,
     /// What is odd and was passed over.
@@ -157,16 +153,16 @@ pub(crate) struct Operating {
 const COUNT: &str = "a whole number from 1 to 10000";
 const READY: &str = "auto, spawn, notify, listen, http:/PATH or delay:DURATION";
 const WATCHDOG: &str = "off, a duration such as 10s, or http:/PATH";
+const SHARES: &[(&str, Option<Share>)] =
+    &[("auto", None), ("fd", Some(Share::Fd)), ("off", Some(Share::Off))];
 const SWITCH: &[(&str, Switch)] =
     &[("auto", Switch::Auto), ("on", Switch::On), ("off", Switch::Off)];
 
 /// What holds where nothing was said, and differs between subcommands.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Defaults {
-    pub(crate) share: Share,
+    pub(crate) share: Option<Share>,
     pub(crate) listen: Option<&'static str>,
-    /// Whether a service manager passes sockets to us.
-    pub(crate) passed: bool,
 }
 
 impl Settings {
@@ -194,16 +190,12 @@ impl Settings {
             workers: Workers::read(&layers)?,
             operating: Operating::read(&layers)?,
             listen: layers.addresses(defaults.listen)?,
-            share: layers.choice_or(
-                "share",
-                &[("fd", Share::Fd), ("off", Share::Off)],
-                defaults.share,
-            )?,
+            share: layers.choice_or("share", SHARES, defaults.share)?,
+            origins: layers.origins(),
             chosen: layers.chosen()?,
             warnings,
         };
         settings.check_numbers(&layers)?;
-        settings.check_sockets(&layers, host, defaults.passed)?;
         Ok(settings)
     }
 
@@ -239,39 +231,10 @@ impl Settings {
         Ok(())
     }
 
-    fn check_sockets(&self, layers: &Layers<'_>, host: &Host, passed: bool) -> Result<(), Failure> {
-        let (listen, share) = (layers.origin("listen"), layers.origin("share"));
-        match (self.listen.is_empty(), self.share) {
-            (false, Share::Off) => {
-                Err(usage(format!("{listen} needs --share fd, so that workers get the socket")))
-            }
-            (true, Share::Fd) if !passed => {
-                let foreign = if host.env("LISTEN_FDS").is_some() {
-                    "; LISTEN_FDS is set, but LISTEN_PID does not name this process: start throng-rs without a shell in between, or by exec"
-                } else {
-                    ""
-                };
-                Err(usage(format!(
-                    "{share} is fd and needs --listen ADDR, the socket to share{foreign}"
-                )))
-            }
-            (_, Share::Fd) if matches!(self.workers.ready, Ready::Listen | Ready::Http(_)) => {
-                let ready = layers.origin("ready");
-                Err(usage(format!(
-                    "{ready} asks the worker's own port, and on a socket that all inherit the kernel answers for who is not there; with {share} fd use --ready notify or delay:1s"
-                )))
-            }
-            (_, Share::Fd) if matches!(self.workers.watchdog, Some(Watchdog::Http(_))) => {
-                let watchdog = layers.origin("watchdog");
-                Err(usage(format!(
-                    "{watchdog} asks the worker's own port, and on a socket that all inherit any of them answers; with {share} fd use --watchdog 10s and WATCHDOG=1"
-                )))
-            }
-            (false, Share::Fd) if self.exec => Err(usage(format!(
-                "--exec hands everything over to COMMAND, which must listen by itself; leave {listen} out"
-            ))),
-            _ => Ok(()),
-        }
+    /// Where a setting was given, for a complaint about it.
+    pub(crate) fn origin(&self, name: &str) -> String {
+        let given = self.origins.iter().find(|(given, _)| *given == name);
+        given.map_or_else(|| format!("--{name}"), |(_, origin)| origin.clone())
     }
 }
 

@@ -4,8 +4,10 @@ mod adopt;
 mod dialects;
 mod listen;
 mod passed;
+mod share;
 
 pub(crate) use adopt::{give_up, handed_down};
 pub(crate) use dialects::{FIRST_FD, variables};
 pub(crate) use listen::{Address, Listener};
 pub(crate) use passed::Passed;
+pub(crate) use share::{Connections, Equipment, Key, News, Share};

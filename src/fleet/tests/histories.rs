@@ -38,6 +38,7 @@ fn faults() -> impl Strategy<Value = Fault> {
         1 => Just(Told::Hung),
         1 => Just(Told::Stopping),
         1 => (1u64..40).prop_map(|s| Told::Extend(Duration::from_secs(s))),
+        1 => Just(Told::Drained),
         1 => (1u64..40).prop_map(|s| Told::Watchdog(Duration::from_secs(s))),
     ];
     prop_oneof![
@@ -59,6 +60,8 @@ struct Process {
     group: bool,
     /// When it knew that it has to go.
     told: Option<Time>,
+    /// It finishes what it has, and has not got the stop signal yet.
+    drains: bool,
 }
 
 /// The processes, and the promises that must hold.
@@ -137,10 +140,16 @@ impl World {
                 let most = self.most.max(self.fleet.target()) + self.surge;
                 assert!(self.processes.len() <= most as usize, "more than {most} alive");
             }
+            Action::Drain(key) => {
+                let process = self.processes.get_mut(&key).unwrap();
+                assert!(self.policy.drains && !process.group && process.told.is_none());
+                (process.told, process.drains) = (Some(now), true);
+            }
             Action::AskLeader(key) | Action::AbortLeader(key) => {
                 let process = self.processes.get_mut(&key).unwrap();
-                assert!(!process.group && process.told.is_none(), "told twice, or too late");
-                process.told = Some(now);
+                let drained = std::mem::take(&mut process.drains);
+                assert!(!process.group && drained == process.told.is_some(), "told twice, or late");
+                process.told.get_or_insert(now);
             }
             Action::AskGroup(key) => {
                 let process = self.processes.get_mut(&key).unwrap();
@@ -260,7 +269,8 @@ fn policies() -> impl Strategy<Value = Policy> {
             let readiness = Readiness { alive, timeout: 10 * SECOND, lenient };
             let max_age = max_age.map(|age| age + 20 * SECOND);
             let watchdog = max_age.filter(|_| lenient);
-            Policy { readiness, watchdog, max_age, parallel, seed, ..policy(restart) }
+            let drains = seed % 2 == 0;
+            Policy { drains, readiness, watchdog, max_age, parallel, seed, ..policy(restart) }
         })
 }
 
@@ -292,7 +302,8 @@ fn a_day_of_faults() {
     let seed = seed.unwrap_or_else(|| fastrand::u64(..));
     println!("to play it again: THRONG_SEED={seed}");
     let mut random = fastrand::Rng::with_seed(seed);
-    let policy = Policy { seed, max_restarts: u32::MAX, ..policy(Restart::Always) };
+    let drains = random.bool();
+    let policy = Policy { max_restarts: u32::MAX, drains, seed, ..policy(Restart::Always) };
     let mut world = World::new(policy, 8);
     // One that has served before: else a bad start would end the run.
     world.suffer(&Fault::Wait(1500));

@@ -15,6 +15,7 @@ fn policy(restart: Restart) -> Policy {
         restart,
         max_restarts: 3,
         grace: 8 * SECOND,
+        drains: false,
         readiness: Readiness { alive: Some(SECOND), timeout: 30 * SECOND, lenient: true },
         watchdog: None,
         max_age: None,

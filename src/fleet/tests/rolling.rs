@@ -199,3 +199,28 @@ fn what_was_saved_goes_on_where_it_stood() {
     assert_eq!(asked(&bench.after(SECOND)), [1]);
     assert_eq!(spawns(&bench.end(1, Ended::Signal(15))), [(2, 2)]);
 }
+
+#[test]
+fn who_serves_is_drained_before_it_gets_the_signal() {
+    let mut bench = Bench::start(Policy { drains: true, ..policy(Restart::Always) }, 2);
+    bench.after(2 * SECOND);
+    let actions = bench.event(Event::ResizeTo(1));
+    assert!(actions.contains(&Action::Drain(WorkerKey(2))), "{actions:?}");
+    assert!(!actions.contains(&Action::AskLeader(WorkerKey(2))));
+    let drained = Event::Told { worker: WorkerKey(2), what: Told::Drained };
+    assert_eq!(bench.event(drained), [Action::AskLeader(WorkerKey(2))]);
+    assert_eq!(bench.event(drained), []);
+    bench.end(2, Ended::Code(0));
+    // Who does not finish gets the signal at three quarters of its grace, and is killed at its end.
+    bench.event(Event::Stop(Urgency::Graceful));
+    assert_eq!(bench.after(5 * SECOND), []);
+    assert_eq!(bench.after(SECOND), [Action::AskLeader(WorkerKey(1))]);
+    assert!(bench.after(2 * SECOND).contains(&Action::Kill(WorkerKey(1))));
+}
+
+#[test]
+fn who_does_not_serve_yet_has_nothing_to_finish() {
+    let mut bench = Bench::start(Policy { drains: true, ..policy(Restart::Always) }, 1);
+    let actions = bench.event(Event::Stop(Urgency::Graceful));
+    assert!(actions.contains(&Action::AskLeader(WorkerKey(1))), "{actions:?}");
+}
