@@ -204,8 +204,14 @@ pub(crate) const KEYS: &[Key] = &[
     key(
         SOCKETS,
         "share",
-        "fd|off",
-        "fd: every worker inherits the listening sockets (LISTEN_FDS and others) [default: off]",
+        "fd|reuseport|off",
+        "fd: every worker inherits the listening sockets (LISTEN_FDS and others); reuseport: sockets of its own [default: off]",
+    ),
+    key(
+        SOCKETS,
+        "balance",
+        "auto|kernel|least-connections|round-robin|sticky-ip",
+        "Who chooses the worker of a connection; what there is depends on --share [default: auto]",
     ),
     key(OPERATING, "name", "NAME", "Name of this instance, for the control commands"),
     key(

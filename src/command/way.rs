@@ -10,7 +10,26 @@ use crate::sockets::Share;
 pub(super) fn choose(settings: &Settings, host: &Host, passed: bool) -> Result<Share, Failure> {
     let share = settings.share.unwrap_or(Share::Off);
     check(settings, host, share, passed)?;
+    check_balance(settings, share)?;
     Ok(share)
+}
+
+fn check_balance(settings: &Settings, share: Share) -> Result<(), Failure> {
+    let known = share.balances();
+    let Some(balance) = settings.balance.filter(|balance| !known.contains(balance)) else {
+        return Ok(());
+    };
+    let known: Vec<_> = known.iter().map(|balance| balance.name()).collect();
+    let what = match known.as_slice() {
+        [] => "spreads no connections".to_owned(),
+        names => format!("knows {}", names.join(", ")),
+    };
+    Err(usage(format!(
+        "{} is {} and --share {} {what}; leave it out, or choose another --share",
+        settings.origin("balance"),
+        balance.name(),
+        share.name()
+    )))
 }
 
 fn check(settings: &Settings, host: &Host, share: Share, passed: bool) -> Result<(), Failure> {
@@ -20,29 +39,34 @@ fn check(settings: &Settings, host: &Host, share: Share, passed: bool) -> Result
         (false, Share::Off) => {
             Err(usage(format!("{listen} needs --share fd, so that workers get the socket")))
         }
-        (true, Share::Fd) if !passed => {
+        (true, Share::Fd | Share::Reuseport) if !passed => {
             let foreign = if host.env("LISTEN_FDS").is_some() {
                 "; LISTEN_FDS is set, but LISTEN_PID does not name this process: start throng-rs without a shell in between, or by exec"
             } else {
                 ""
             };
             Err(usage(format!(
-                "{chosen} is fd and needs --listen ADDR, the socket to share{foreign}"
+                "{chosen} is {} and needs --listen ADDR, the socket to share{foreign}",
+                share.name()
             )))
         }
-        (_, Share::Fd) if matches!(settings.workers.ready, Ready::Listen | Ready::Http(_)) => {
+        (_, Share::Fd | Share::Reuseport)
+            if matches!(settings.workers.ready, Ready::Listen | Ready::Http(_)) =>
+        {
             let ready = settings.origin("ready");
             Err(usage(format!(
-                "{ready} asks the worker's own port, and on a socket that all inherit the kernel answers for who is not there; with {chosen} fd use --ready notify or delay:1s"
+                "{ready} asks the worker's own port, and on an inherited socket the kernel answers for who is not there; with {chosen} {} use --ready notify or delay:1s",
+                share.name()
             )))
         }
-        (_, Share::Fd) if http => {
+        (_, Share::Fd | Share::Reuseport) if http => {
             let watchdog = settings.origin("watchdog");
             Err(usage(format!(
-                "{watchdog} asks the worker's own port, and on a socket that all inherit any of them answers; with {chosen} fd use --watchdog 10s and WATCHDOG=1"
+                "{watchdog} asks the worker's own port, and on an inherited socket any of them answers; with {chosen} {} use --watchdog 10s and WATCHDOG=1",
+                share.name()
             )))
         }
-        (false, Share::Fd) if settings.exec => Err(usage(format!(
+        (false, Share::Fd | Share::Reuseport) if settings.exec => Err(usage(format!(
             "--exec hands everything over to COMMAND, which must listen by itself; leave {listen} out"
         ))),
         _ => Ok(()),

@@ -307,6 +307,7 @@ impl Engine {
             }
             Note::Leaving { worker, .. } | Note::Hung { worker, .. } => self.sharing.leaves(worker),
             Note::Resized { to, .. } => self.sharing.resized(to),
+            Note::SlotFailed { slot, .. } => self.sharing.failed(slot),
             _ => self.control.note(note),
         }
     }

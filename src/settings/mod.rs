@@ -18,7 +18,7 @@ use crate::exit::{Failure, usage};
 use crate::fleet::Restart;
 use crate::plan::{Choice, Given, Headroom, Rounding};
 use crate::probe::Host;
-use crate::sockets::{Address, Share};
+use crate::sockets::{Address, Balance, Share};
 use crate::units::{DURATION_FORMS, Fraction, SIZE_FORMS, parse_duration};
 pub(crate) use env_file::read_env_file;
 use heroku::{web_concurrency, web_memory};
@@ -57,6 +57,8 @@ pub(crate) struct Settings {
     pub(crate) listen: Vec<Address>,
     /// `None` is auto.
     pub(crate) share: Option<Share>,
+    /// `None` is auto.
+    pub(crate) balance: Option<Balance>,
     /// Where each setting that was chosen comes from.
     origins: Vec<(&'static str, String)>,
     /// Everything that was chosen, as it was written.
@@ -153,8 +155,19 @@ pub(crate) struct Operating {
 const COUNT: &str = "a whole number from 1 to 10000";
 const READY: &str = "auto, spawn, notify, listen, http:/PATH or delay:DURATION";
 const WATCHDOG: &str = "off, a duration such as 10s, or http:/PATH";
-const SHARES: &[(&str, Option<Share>)] =
-    &[("auto", None), ("fd", Some(Share::Fd)), ("off", Some(Share::Off))];
+const SHARES: &[(&str, Option<Share>)] = &[
+    ("auto", None),
+    ("fd", Some(Share::Fd)),
+    ("reuseport", Some(Share::Reuseport)),
+    ("off", Some(Share::Off)),
+];
+const BALANCES: &[(&str, Option<Balance>)] = &[
+    ("auto", None),
+    ("kernel", Some(Balance::Kernel)),
+    ("least-connections", Some(Balance::LeastConnections)),
+    ("round-robin", Some(Balance::RoundRobin)),
+    ("sticky-ip", Some(Balance::StickyIp)),
+];
 const SWITCH: &[(&str, Switch)] =
     &[("auto", Switch::Auto), ("on", Switch::On), ("off", Switch::Off)];
 
@@ -191,6 +204,7 @@ impl Settings {
             operating: Operating::read(&layers)?,
             listen: layers.addresses(defaults.listen)?,
             share: layers.choice_or("share", SHARES, defaults.share)?,
+            balance: layers.choice_or("balance", BALANCES, None)?,
             origins: layers.origins(),
             chosen: layers.chosen()?,
             warnings,

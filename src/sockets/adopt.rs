@@ -2,7 +2,7 @@
 #![expect(unsafe_code, reason = "a number in the environment becomes a descriptor")]
 
 use std::io;
-use std::os::fd::{BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use nix::fcntl::{FcntlArg, FdFlag, fcntl};
@@ -50,6 +50,13 @@ impl Claim {
         };
         self.0.into_iter().map(own).collect()
     }
+}
+
+/// A copy of `fd` that is at least `end`, closed on exec.
+pub(crate) fn above(fd: &impl AsFd, end: RawFd) -> io::Result<OwnedFd> {
+    let copy = fcntl(fd, FcntlArg::F_DUPFD_CLOEXEC(end))?;
+    // SAFETY: fcntl just returned this descriptor, and nothing else owns it.
+    Ok(unsafe { OwnedFd::from_raw_fd(copy) })
 }
 
 /// A copy, closed on exec, of a descriptor that our predecessor in this process has left open for us.

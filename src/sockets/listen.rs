@@ -75,6 +75,10 @@ pub(crate) struct Listener {
     pub(crate) fd: OwnedFd,
     /// What `--listen` said, where it was asked for there.
     pub(crate) asked: Option<String>,
+    /// With a socket for each slot: those that an earlier program of ours had, as [`Slots::members`] has them.
+    ///
+    /// [`Slots::members`]: super::Slots::members
+    pub(crate) slots: Vec<(Option<u32>, OwnedFd)>,
     /// What it is called by whoever passed it to us.
     name: Option<String>,
     file: Option<SocketFile>,
@@ -123,7 +127,14 @@ impl Listener {
 
     fn tcp(listener: TcpListener) -> io::Result<Self> {
         let address = Address::Tcp(listener.local_addr()?);
-        Ok(Self { address, fd: listener.into(), asked: None, name: None, file: None })
+        Ok(Self {
+            address,
+            fd: listener.into(),
+            asked: None,
+            slots: Vec::new(),
+            name: None,
+            file: None,
+        })
     }
 
     fn bind_unix(path: &Path) -> io::Result<Self> {
@@ -131,12 +142,12 @@ impl Listener {
         let listener = UnixListener::bind(path)?;
         let file = Some(SocketFile::of(path)?);
         let address = Address::Unix(path.to_owned());
-        Ok(Self { address, fd: listener.into(), asked: None, name: None, file })
+        Ok(Self { address, fd: listener.into(), asked: None, slots: Vec::new(), name: None, file })
     }
 
     /// One that somebody else bound and keeps: its file is theirs.
     pub(super) fn passed(address: Address, fd: OwnedFd, name: Option<String>) -> Self {
-        Self { address, fd, asked: None, name, file: None }
+        Self { address, fd, asked: None, slots: Vec::new(), name, file: None }
     }
 
     /// What whoever passed it to us calls it.
