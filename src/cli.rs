@@ -203,6 +203,12 @@ pub(crate) const KEYS: &[Key] = &[
     },
     key(
         SOCKETS,
+        "socket-mode",
+        "MODE",
+        "Mode of the files of Unix sockets, as 660 [default: by the umask]",
+    ),
+    key(
+        SOCKETS,
         "share",
         "fd|reuseport|off",
         "fd: every worker inherits the listening sockets (LISTEN_FDS and others); reuseport: sockets of its own [default: off]",

@@ -52,7 +52,7 @@ pub(crate) use check::Check;
 pub(crate) use environment::Environment;
 pub(crate) use manager::Manager;
 pub(crate) use open::run;
-pub(crate) use ports::holder;
+pub(crate) use ports::{holder, unix_holder};
 pub(crate) use program::{find, replace};
 pub(crate) use room::Surge;
 pub(crate) use start::exec_status;
@@ -307,7 +307,7 @@ impl Engine {
             }
             Note::Leaving { worker, .. } | Note::Hung { worker, .. } => self.sharing.leaves(worker),
             Note::Resized { to, .. } => self.sharing.resized(to),
-            Note::SlotFailed { slot, .. } => self.sharing.failed(slot),
+            Note::SlotFailed { slot, .. } | Note::SlotDone { slot } => self.sharing.vacant(slot),
             _ => self.control.note(note),
         }
     }

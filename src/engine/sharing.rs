@@ -136,11 +136,11 @@ impl Sharing {
         }
     }
 
-    /// A slot was given up.
-    pub(super) fn failed(&mut self, slot: u32) {
+    /// Nobody will fill this slot again.
+    pub(super) fn vacant(&mut self, slot: u32) {
         match &mut self.way {
             Way::Off | Way::Fd(_) => {}
-            Way::Reuseport(way) => way.failed(slot),
+            Way::Reuseport(way) => way.vacant(slot),
         }
     }
 

@@ -12,6 +12,7 @@ use std::time::Duration;
 
 use clap::ArgMatches;
 use nix::sys::signal::Signal;
+use nix::sys::stat::Mode;
 
 use crate::control::Place;
 use crate::exit::{Failure, usage};
@@ -23,7 +24,7 @@ use crate::units::{DURATION_FORMS, Fraction, SIZE_FORMS, parse_duration};
 pub(crate) use env_file::read_env_file;
 use heroku::{web_concurrency, web_memory};
 use layers::{Layers, unknown_variables};
-use values::{headroom, positive, positive_size, ready, signal, watchdog, whole};
+use values::{headroom, mode, positive, positive_size, ready, signal, watchdog, whole};
 
 /// On, off, or what the situation suggests.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -55,6 +56,8 @@ pub(crate) struct Settings {
     pub(crate) workers: Workers,
     pub(crate) operating: Operating,
     pub(crate) listen: Vec<Address>,
+    /// Of the files of Unix sockets; `None` is what the umask says.
+    pub(crate) socket_mode: Option<Mode>,
     /// `None` is auto.
     pub(crate) share: Option<Share>,
     /// `None` is auto.
@@ -203,6 +206,9 @@ impl Settings {
             workers: Workers::read(&layers)?,
             operating: Operating::read(&layers)?,
             listen: layers.addresses(defaults.listen)?,
+            socket_mode: layers
+                .given("socket-mode", "three octal digits such as 660", mode)?
+                .map(|given| given.value),
             share: layers.choice_or("share", SHARES, defaults.share)?,
             balance: layers.choice_or("balance", BALANCES, None)?,
             origins: layers.origins(),
@@ -367,7 +373,7 @@ pub(crate) fn fuzz(text: &str) {
     let _ = Address::parse(text).map(|address| (address.name(), address.to_string()));
     let _ = (whole(text), positive_size(text), headroom(text), signal(text));
     let _ = (parse_duration(text), positive(text).and_then(Fraction::from_f64));
-    let _ = (ready(text), watchdog(text));
+    let _ = (ready(text), watchdog(text), mode(text));
     let variables = [("WEB_CONCURRENCY", text), ("WEB_MEMORY", text), ("THRONG_X", text)];
     let host = Host::from_files(std::iter::empty::<(&str, &str)>()).with_env(variables);
     let _ = (web_concurrency(&host), web_memory(&host), unknown_variables(&host));

@@ -12,7 +12,7 @@ mod tcp;
 
 pub(crate) use adopt::{above, give_up, handed_down};
 pub(crate) use dialects::{FIRST_FD, variables};
-pub(crate) use listen::{Address, Listener};
+pub(crate) use listen::{Address, Binding, Listener};
 pub(crate) use passed::Passed;
 pub(crate) use reuseport::Reuseport;
 pub(crate) use share::{Balance, Connections, Equipment, Key, News, Share};

@@ -13,7 +13,7 @@ use tokio::task::AbortHandle;
 use tokio::time::{Instant, sleep};
 use tracing::warn;
 
-use super::{Address, BACKLOG, Key, Listener, News, Slots, above};
+use super::{BACKLOG, Key, Listener, News, Slots, above};
 
 /// How often we look whether a queue is empty.
 const LOOK: Duration = Duration::from_millis(5);
@@ -69,8 +69,7 @@ impl Reuseport {
         teller: UnboundedSender<(Key, News)>,
     ) -> io::Result<Self> {
         let socket = |listener: &mut Listener| {
-            let passed = listener.asked.is_none();
-            if passed || matches!(listener.address, Address::Unix(_)) {
+            if !listener.may_have_slots() {
                 return Ok(Socket::Shared(Rc::new(above(&listener.fd, end)?)));
             }
             let before = std::mem::take(&mut listener.slots);
@@ -182,8 +181,8 @@ impl Reuseport {
         }
     }
 
-    /// A slot was given up: nobody will come for what waits there.
-    pub(crate) fn failed(&mut self, slot: u32) {
+    /// Nobody will fill a slot again, or come for what waits there.
+    pub(crate) fn vacant(&mut self, slot: u32) {
         let lost = self.groups().map(|group| group.borrow().dismiss(slot).unwrap_or(0)).sum();
         say_lost(slot, lost);
     }
