@@ -136,6 +136,13 @@ impl Sharing {
         }
     }
 
+    fn due(&mut self, worker: WorkerKey) {
+        match &mut self.way {
+            Way::Off | Way::Fd(_) => {}
+            Way::Reuseport(way) => way.due(worker.0),
+        }
+    }
+
     /// Nobody will fill this slot again.
     pub(super) fn vacant(&mut self, slot: u32) {
         match &mut self.way {
@@ -196,6 +203,7 @@ impl Engine {
         let worker = WorkerKey(worker);
         match news {
             News::Drained => self.tell(Event::Told { worker, what: fleet::Told::Drained }),
+            News::Due => self.sharing.due(worker),
         }
     }
 }

@@ -86,6 +86,8 @@ pub(crate) struct Equipment {
 pub(crate) enum News {
     /// Nothing is under way with it any more: it may get its stop signal.
     Drained,
+    /// What the way has put off for it is to be done now.
+    Due,
 }
 
 /// The connections of a worker, where we carry them.
