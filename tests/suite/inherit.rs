@@ -7,7 +7,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
 use crate::beds::{command, skip};
-use crate::load::{CLIENTS, Load, Target, request};
+use crate::load::{CLIENTS, Load, request};
 use crate::support::{Run, children, throng, until};
 
 /// What every server here answers with: who it is.
@@ -23,7 +23,7 @@ async def app(scope, receive, send):
 ";
 const RACK: &str = "run ->(env) { [200, {'content-type' => 'text/plain'}, [\"worker #{ENV['THRONG_WORKER_ID']}\"]] }
 ";
-/// By Server::Starter's own client module. Stops between two connections.
+/// By `Server::Starter`'s own client module. Stops between two connections.
 const PERL: &str = r#"use strict; use warnings;
 use Server::Starter qw(server_ports); use IO::Select; use IO::Socket::INET;
 my ($fd) = values %{ server_ports() };
@@ -56,7 +56,7 @@ while r not in (ready := select.select([s, r], [], [])[0]):
 struct Fleet {
     share: &'static str,
     run: Run,
-    target: Target,
+    address: String,
 }
 
 impl Fleet {
@@ -73,15 +73,14 @@ impl Fleet {
         for _ in 0..3 {
             run.wait_log("is ready");
         }
-        let target = Target::Tcp(address);
         // Ready is a matter of time here; these are not there yet.
-        until("the first answer", || request(&target).is_ok());
-        Self { share, run, target }
+        until("the first answer", || request(&address).is_ok());
+        Self { share, run, address }
     }
 
     /// New connections all the time while every worker is replaced, three times.
     fn reloads(&mut self) {
-        let load = Load::on(&self.target);
+        let load = Load::on(&self.address);
         for _ in 0..3 {
             load.more(100);
             self.run.signal(Signal::SIGHUP);
@@ -95,7 +94,7 @@ impl Fleet {
     /// A worker that is killed takes with it no more than it had accepted: of each client, the one
     /// connection that it had.
     fn kills(&mut self) {
-        let load = Load::on(&self.target);
+        let load = Load::on(&self.address);
         let victims = children(self.run.pid(), false);
         for pid in &victims[..2] {
             load.more(100);

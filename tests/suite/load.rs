@@ -3,8 +3,6 @@
 use std::collections::BTreeMap;
 use std::io::{Read, Write};
 use std::net::TcpStream;
-use std::os::unix::net::UnixStream;
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread::{self, JoinHandle};
@@ -18,31 +16,10 @@ pub(crate) const CLIENTS: usize = 4;
 /// Between two requests of a client: the processors have other tests to run.
 const PAUSE: Duration = Duration::from_millis(2);
 
-/// Where servers listen.
-#[derive(Clone, Debug)]
-pub(crate) enum Target {
-    Tcp(String),
-    Unix(PathBuf),
-}
-
 /// The body of the answer to one request; the error says how far it came.
-pub(crate) fn request(target: &Target) -> Result<String, String> {
-    match target {
-        Target::Tcp(address) => {
-            exchange(TcpStream::connect(address), |stream| stream.set_read_timeout(Some(LIMIT)))
-        }
-        Target::Unix(path) => {
-            exchange(UnixStream::connect(path), |stream| stream.set_read_timeout(Some(LIMIT)))
-        }
-    }
-}
-
-fn exchange<S: Read + Write>(
-    stream: std::io::Result<S>,
-    limit: impl Fn(&S) -> std::io::Result<()>,
-) -> Result<String, String> {
-    let mut stream = stream.map_err(|error| format!("connect: {error}"))?;
-    limit(&stream).map_err(|error| format!("limit: {error}"))?;
+pub(crate) fn request(address: &str) -> Result<String, String> {
+    let mut stream = TcpStream::connect(address).map_err(|error| format!("connect: {error}"))?;
+    stream.set_read_timeout(Some(LIMIT)).map_err(|error| format!("limit: {error}"))?;
     stream
         .write_all(b"GET / HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
         .map_err(|error| format!("write: {error}"))?;
@@ -68,15 +45,16 @@ pub(crate) struct Tally {
 }
 
 impl Load {
-    pub(crate) fn on(target: &Target) -> Self {
+    pub(crate) fn on(address: &str) -> Self {
         let stop = Arc::new(AtomicBool::new(false));
         let done = Arc::new(AtomicUsize::new(0));
         let client = |_| {
-            let (stop, done, target) = (Arc::clone(&stop), Arc::clone(&done), target.clone());
+            let (stop, done) = (Arc::clone(&stop), Arc::clone(&done));
+            let address = address.to_owned();
             thread::spawn(move || {
                 let mut tally = Tally::default();
                 while !stop.load(Ordering::Relaxed) {
-                    match request(&target) {
+                    match request(&address) {
                         Ok(body) => *tally.answered.entry(body).or_default() += 1,
                         Err(why) => tally.failed.push(why),
                     }

@@ -23,6 +23,7 @@ mod properties;
 mod qemu;
 mod ready;
 mod report;
+mod reuseport;
 mod rolling;
 mod runtimes;
 mod signals;
