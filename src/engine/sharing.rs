@@ -11,7 +11,7 @@ use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 use super::resume::Keep;
 use super::{Config, Engine, ports};
 use crate::fleet::{self, Assignment, Event, FleetView, WorkerKey};
-use crate::sockets::{Connections, Equipment, FIRST_FD, Key, News, Reuseport, Share};
+use crate::sockets::{Connections, Equipment, FIRST_FD, Key, News, Reuseport, Share, revive};
 
 /// The way that was chosen.
 pub(super) struct Sharing {
@@ -66,7 +66,10 @@ impl Sharing {
     pub(super) fn equip(&mut self, to: Assignment) -> io::Result<Equipment> {
         Ok(match &mut self.way {
             Way::Off => Equipment::default(),
-            Way::Fd(all) => Equipment { sockets: all.sockets.clone(), ..Equipment::default() },
+            Way::Fd(all) => {
+                all.sockets.iter().for_each(|socket| revive(socket));
+                Equipment { sockets: all.sockets.clone(), ..Equipment::default() }
+            }
             Way::Reuseport(way) => {
                 Equipment { sockets: way.equip(to.worker.0, to.slot)?, ..Equipment::default() }
             }
