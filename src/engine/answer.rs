@@ -117,6 +117,7 @@ impl Engine {
                 Reply::Json(json!({ "stopping": true }))
             }
             Ask::Signal { number, worker } => self.pass_signal(*number, *worker),
+            Ask::Send { message, worker } => self.send(message, *worker),
             Ask::Logs(slot) => self.logs(*slot),
             Ask::Upgrade => return self.upgrade(Some(answer)),
         };
@@ -173,6 +174,20 @@ impl Engine {
         match worker.filter(|_| count == 0) {
             Some(id) => Reply::Refused(404, format!("there is no worker {id}")),
             None => Reply::Json(json!({ "signalled": count })),
+        }
+    }
+
+    fn send(&self, message: &serde_json::Value, worker: Option<u32>) -> Reply {
+        let here = self.running.values().filter(|running| !running.reaped);
+        if let Some(id) = worker.filter(|id| !here.clone().any(|running| running.slot == *id)) {
+            return Reply::Refused(404, format!("there is no worker {id}"));
+        }
+        match self.sharing.hub() {
+            Some(hub) => Reply::Json(json!({ "sent": hub.send(message, worker) })),
+            None => Reply::Refused(
+                409,
+                "the workers have no channel for messages; start with --ipc on".to_owned(),
+            ),
         }
     }
 
