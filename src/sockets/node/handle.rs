@@ -33,6 +33,17 @@ pub(super) enum Carry {
     Dealt(Dealt),
 }
 
+impl Carry {
+    /// With the port that was really given; none for what has no port.
+    pub(super) fn address(&self) -> Option<SocketAddr> {
+        match self {
+            Self::Shared { bound, .. } => bind::local(&bound.fd),
+            Self::Slots(slots) => Some(slots.address()),
+            Self::Dealt(dealt) => dealt.sockname,
+        }
+    }
+}
+
 /// A socket that we accept from.
 #[derive(Debug)]
 pub(super) struct Dealt {

@@ -191,7 +191,8 @@ impl Primary {
         };
         let mut key = query.key();
         let has = |key: &str| self.handles.get(key).is_some_and(|h| h.members.contains(&from));
-        if has(&key) {
+        let twice = has(&key);
+        if twice {
             // Twice in one process: as without a cluster, by a second bind of its own.
             key = format!("{key}:{}", query.index);
         }
@@ -203,7 +204,7 @@ impl Primary {
             let seq = self.next();
             self.send(from, protocol::refused(&key, errno as i32, query.seq, &data, seq), None);
             let port = u16::try_from(query.port).unwrap_or_default();
-            if errno == Errno::EADDRINUSE && port != 0 && !taken {
+            if errno == Errno::EADDRINUSE && port != 0 && !twice {
                 self.effects.push_back(Effect::Tell(from, News::PortTaken(port)));
             }
         }
@@ -263,7 +264,8 @@ impl Primary {
             warn!(event = "cannot_listen", address = %target, "a worker cannot listen on {target}: {}", errno.desc());
         }
         let carry = opened?;
-        info!(event = "listening", address = %target, "listening on {target}, for the workers");
+        let address = carry.address().map_or_else(|| target.to_string(), |at| at.to_string());
+        info!(event = "listening", address, "listening on {address}, for the workers");
         if let Some(asked) = asked.as_ref().filter(|asked| !target.is(asked)) {
             warn!(
                 event = "another_port",
