@@ -10,6 +10,7 @@ mod cli;
 mod control;
 mod docker;
 mod doctor;
+mod driven;
 mod faults;
 mod guarded;
 mod hosts;
