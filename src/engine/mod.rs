@@ -74,6 +74,7 @@ use spawn::Spawner;
 use upgrade::Proof;
 
 /// What to run, and how.
+#[expect(clippy::struct_excessive_bools, reason = "settings, each by itself")]
 pub(crate) struct Config {
     pub(crate) program: PathBuf,
     pub(crate) words: Vec<OsString>,

@@ -5,6 +5,7 @@ use std::collections::HashSet;
 use std::io;
 use std::os::fd::{AsFd, RawFd};
 use std::rc::Rc;
+use std::time::Duration;
 
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 use tracing::warn;
@@ -14,6 +15,9 @@ use super::{Config, Engine, ports, spawn};
 use crate::fleet::{self, Assignment, Event, FleetView, Kind, WorkerKey};
 use crate::sockets::node::{Cluster, Hub, Saved, Setup};
 use crate::sockets::{Balance, Connections, Equipment, FIRST_FD, Key, News, Reuseport, Share};
+
+/// The longest that a worker of Node may take to say that it is there.
+const DEAF: Duration = Duration::from_secs(10);
 
 /// The way that was chosen.
 pub(super) struct Sharing {
@@ -70,7 +74,8 @@ impl Sharing {
                 _ => None,
             };
             let stop_message = config.stop_message.clone();
-            Hub::new(Setup { cluster, stop_message }, teller.clone())
+            let patience = DEAF.min(config.policy.readiness.timeout / 3);
+            Hub::new(Setup { cluster, stop_message, patience }, teller.clone())
         });
         Ok(Self { way, hub, end, teller, told })
     }
@@ -179,7 +184,7 @@ impl Sharing {
         match &self.way {
             Way::Off => {}
             Way::Fd(all) => {
-                found.extend(all.sockets.iter().filter_map(|fd| ports::inode(&fd.as_fd())))
+                found.extend(all.sockets.iter().filter_map(|fd| ports::inode(&fd.as_fd())));
             }
             Way::Reuseport(way) => way.each(|_, _, fd| found.extend(ports::inode(&fd))),
         }

@@ -247,9 +247,9 @@ mod tests {
         cluster(&words, &Recognised { runtime, because: String::new(), words: own })
     }
 
-    fn at(line: &str) -> Option<Option<usize>> {
+    fn at(line: &str) -> Option<usize> {
         let runtime = if line.contains("deno") { Runtime::Deno } else { Runtime::Node };
-        of(&line.split(' ').collect::<Vec<_>>(), runtime).map(|script| script.at)
+        of(&line.split(' ').collect::<Vec<_>>(), runtime).map(|script| script.at.unwrap())
     }
 
     #[test]
@@ -265,7 +265,7 @@ mod tests {
             ("deno run -A --config deno.json main.ts", 5),
             ("deno server.mjs", 1),
         ] {
-            assert_eq!(at(line), Some(Some(script)), "{line}");
+            assert_eq!(at(line), Some(script), "{line}");
         }
         let script = ["sh", "-c", "exec node --inspect server.js"];
         let found = of(&script, Runtime::Node).unwrap();

@@ -16,6 +16,8 @@ mod guarded;
 mod hosts;
 mod launch;
 mod manager;
+mod messages;
+mod node;
 mod output;
 mod properties;
 mod qemu;

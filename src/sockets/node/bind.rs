@@ -144,19 +144,20 @@ impl Bound {
             Target::Udp { address, flags } => udp(*address, *flags).map(bare),
             Target::Path { path, mode } => {
                 let listener = Listener::bind(&Address::Unix(path.clone()), Binding::default());
-                let listener = listener.map_err(errno)?;
+                let listener = listener.map_err(|error| errno(&error))?;
                 if *mode != 0 {
-                    let info = std::fs::metadata(path).map_err(errno)?;
+                    let info = std::fs::metadata(path).map_err(|error| errno(&error))?;
                     let mut permissions = info.permissions();
                     permissions.set_mode(permissions.mode() | mode);
-                    std::fs::set_permissions(path, permissions).map_err(errno)?;
+                    std::fs::set_permissions(path, permissions).map_err(|error| errno(&error))?;
                 }
-                let fd = Rc::new(listener.fd.try_clone().map_err(errno)?);
+                let fd = Rc::new(listener.fd.try_clone().map_err(|error| errno(&error))?);
                 Ok(Self { fd, file: Some(listener) })
             }
             Target::Abstract(name) => {
                 let address = std::os::unix::net::SocketAddr::from_abstract_name(name);
-                let listener = UnixListener::bind_addr(&address.map_err(errno)?).map_err(errno)?;
+                let listener = UnixListener::bind_addr(&address.map_err(|error| errno(&error))?)
+                    .map_err(|error| errno(&error))?;
                 Ok(bare(listener.into()))
             }
             Target::Fd(number) => {
@@ -194,7 +195,7 @@ pub(super) fn unblock(fd: &OwnedFd) -> Result<(), Errno> {
     fcntl(fd, FcntlArg::F_SETFL(flags | OFlag::O_NONBLOCK)).map(drop)
 }
 
-pub(super) fn errno(error: io::Error) -> Errno {
+pub(super) fn errno(error: &io::Error) -> Errno {
     match (error.raw_os_error(), error.kind()) {
         (Some(number), _) => Errno::from_raw(number),
         (None, io::ErrorKind::AddrInUse | io::ErrorKind::AlreadyExists) => Errno::EADDRINUSE,

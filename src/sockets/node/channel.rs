@@ -216,9 +216,9 @@ impl Channel {
             let reads = self.backlog() < MOST_UNSENT;
             tokio::select! {
                 biased;
-                ready = self.stream.readable(), if reads => return ready,
-                ready = self.stream.writable(), if rest == Rest::Full => {
-                    ready?;
+                result = self.stream.readable(), if reads => return result,
+                result = self.stream.writable(), if rest == Rest::Full => {
+                    result?;
                     let _ = self.stream.try_io(Interest::WRITABLE, || match self.flush() {
                         Rest::Full => Err(io::ErrorKind::WouldBlock.into()),
                         _ => Ok(()),

@@ -64,7 +64,9 @@ impl Primary {
 
     pub(super) fn deal_all(&mut self) {
         let ids: Vec<u64> = self.handles.values().map(|handle| handle.id).collect();
-        ids.into_iter().for_each(|id| self.deal(id));
+        for id in ids {
+            self.deal(id);
+        }
     }
 
     /// Gives what waits to those who have room.

@@ -33,13 +33,19 @@ pub(super) enum Carry {
     Dealt(Dealt),
 }
 
-impl Carry {
-    /// With the port that was really given; none for what has no port.
-    pub(super) fn address(&self) -> Option<SocketAddr> {
-        match self {
-            Self::Shared { bound, .. } => bind::local(&bound.fd),
-            Self::Slots(slots) => Some(slots.address()),
-            Self::Dealt(dealt) => dealt.sockname,
+impl Handle {
+    /// Where it listens, with the port that was really given.
+    pub(super) fn address(&self) -> String {
+        let address = match &self.carry {
+            Carry::Shared { bound, .. } => bind::local(&bound.fd),
+            Carry::Slots(slots) => Some(slots.address()),
+            Carry::Dealt(dealt) => dealt.sockname,
+        };
+        let udp = matches!(&self.carry, Carry::Shared { udp: true, .. });
+        match address {
+            Some(address) if udp => format!("UDP {address}"),
+            Some(address) => address.to_string(),
+            None => self.target.to_string(),
         }
     }
 }
@@ -85,7 +91,7 @@ pub(super) fn open(
 ) -> Result<Carry, Errno> {
     if let (Target::Tcp { v6_only, .. }, Balance::Kernel) = (target, balance) {
         let slots = bind::first(&target.addresses(), |address| {
-            Slots::bind(address, Some(*v6_only), BACKLOG, end).map_err(bind::errno)
+            Slots::bind(address, Some(*v6_only), BACKLOG, end).map_err(|error| bind::errno(&error))
         })?;
         return Ok(Carry::Slots(slots));
     }

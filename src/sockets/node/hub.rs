@@ -22,9 +22,6 @@ use super::primary::{Effect, Primary, Rules, Timer};
 use super::protocol::{self, Incoming};
 use crate::sockets::{Address, Balance, Connections, Key, News};
 
-/// A cluster worker says that it is there before any code of the user runs: after so long, somebody else
-/// has its channel.
-const DEAF: Duration = Duration::from_secs(10);
 /// After an accept that failed, for want of descriptors as a rule.
 const PAUSE: Duration = Duration::from_millis(100);
 /// What may wait for a worker that is not ready to listen to messages.
@@ -44,6 +41,7 @@ pub(super) struct Inner {
     buffer: RefCell<Vec<u8>>,
     /// Comes before a disconnect (`--stop-message`).
     stop: Option<Vec<u8>>,
+    patience: Duration,
 }
 
 pub(super) struct State {
@@ -83,6 +81,9 @@ pub(crate) struct Setup {
     /// None: for messages alone.
     pub(crate) cluster: Option<Cluster>,
     pub(crate) stop_message: Option<Value>,
+    /// A cluster worker says that it is there before any code of the user runs: after so long, somebody
+    /// else has its channel.
+    pub(crate) patience: Duration,
 }
 
 /// What a primary has to know.
@@ -119,6 +120,7 @@ impl Hub {
             tell,
             buffer: RefCell::default(),
             stop: setup.stop_message.map(|message| protocol::line(&message)),
+            patience: setup.patience,
         }))
     }
 
@@ -154,7 +156,7 @@ impl Hub {
 
     /// Messages reach a worker from now on.
     pub(crate) fn ready(&self, worker: Key) {
-        self.0.hears(&mut self.0.state.borrow_mut(), worker);
+        hears(&mut self.0.state.borrow_mut(), worker);
     }
 
     /// No more for a worker; [`News::Drained`] follows. `all`: so it is with all the others.
@@ -199,7 +201,9 @@ impl Hub {
                 buffer.resize(channel::BUFFER, 0);
                 channel.read_last(&mut buffer, |line| lines.push(line.to_vec()))
             };
-            lines.iter().for_each(|line| self.0.hear(worker, line));
+            for line in &lines {
+                self.0.hear(worker, line);
+            }
             if read.is_none_or(|read| read.end) {
                 break;
             }
@@ -242,7 +246,20 @@ impl Hub {
     pub(crate) fn send(&self, message: &Value, slot: Option<u32>) -> usize {
         let mut state = self.0.state.borrow_mut();
         let to = slot.map_or(To::All, To::One);
-        self.0.post(&mut state, message, to, None)
+        post(&mut state, message, to, None)
+    }
+}
+
+#[cfg(test)]
+impl Hub {
+    /// Lets go of everything, as an exec does.
+    pub(super) fn forget(&self) {
+        let mut state = self.0.state.borrow_mut();
+        state.peers.clear();
+        for (_, (task, _)) in std::mem::take(&mut state.acceptors) {
+            task.abort();
+        }
+        state.primary = None;
     }
 }
 
@@ -281,7 +298,9 @@ impl Inner {
                 buffer.resize(channel::BUFFER, 0);
                 channel.read(&mut buffer, |line| lines.push(line.to_vec()))
             };
-            lines.drain(..).for_each(|line| self.hear(worker, &line));
+            for line in lines.drain(..) {
+                self.hear(worker, &line);
+            }
             match read {
                 Some(read) if read.end => break,
                 Some(read) if read.too_long => {
@@ -336,11 +355,11 @@ impl Inner {
             }
         };
         match message {
-            Incoming::User(value) => self.user(&mut state, from, value),
+            Incoming::User(value) => self.user(&mut state, from, &value),
             Incoming::Handle(value) => {
                 // Until this comes, the worker sends nothing more at all.
                 peer.channel.push(protocol::HANDLE_ACK.to_vec(), None);
-                self.user(&mut state, from, value);
+                self.user(&mut state, from, &value);
             }
             message => {
                 if matches!(message, Incoming::Ack | Incoming::Nack) {
@@ -352,50 +371,23 @@ impl Inner {
                     self.perform(&mut state);
                 }
                 if listens {
-                    self.hears(&mut state, from);
+                    hears(&mut state, from);
                 }
             }
         }
     }
 
-    fn user(&self, state: &mut State, from: Key, value: Value) {
+    fn user(&self, state: &mut State, from: Key, value: &Value) {
         let Some(peer) = state.peers.get(&from) else { return };
         let slot = peer.slot;
-        if let Some((to, message)) = message::envelope(&value) {
+        if let Some((to, message)) = message::envelope(value) {
             let message = message::from(slot, message);
-            self.post(state, &message, to, Some(from));
+            post(state, &message, to, Some(from));
             return;
         }
-        message::record(slot, &value);
+        message::record(slot, value);
         if value == "ready" {
             let _ = self.tell.send((from, News::SaidReady));
-        }
-    }
-
-    /// Sends a user's message.
-    fn post(&self, state: &mut State, message: &Value, to: To, from: Option<Key>) -> usize {
-        let line = protocol::line(message);
-        let mut count = 0;
-        for (key, peer) in &mut state.peers {
-            let meant = match to {
-                To::All => true,
-                To::Others => Some(*key) != from,
-                To::One(slot) => peer.slot == slot,
-            };
-            if meant && !peer.channel.is_closed() {
-                count += usize::from(peer.post(&line));
-            }
-        }
-        count
-    }
-
-    fn hears(&self, state: &mut State, worker: Key) {
-        if let Some(peer) = state.peers.get_mut(&worker)
-            && !std::mem::replace(&mut peer.hears, true)
-        {
-            for line in std::mem::take(&mut peer.held) {
-                peer.post(&line);
-            }
         }
     }
 
@@ -462,9 +454,10 @@ impl Inner {
 
     /// Waits for a cluster worker to say that it is there.
     pub(super) fn expect(self: &Rc<Self>, worker: Key) {
+        let patience = self.patience;
         let inner = Rc::downgrade(self);
         spawn_local(async move {
-            tokio::time::sleep(DEAF).await;
+            tokio::time::sleep(patience).await;
             let Some(inner) = inner.upgrade() else { return };
             let state = inner.state.borrow();
             let missing = state.primary.as_ref().is_some_and(|primary| !primary.is_online(worker));
@@ -513,6 +506,33 @@ impl Inner {
                     tokio::time::sleep(PAUSE).await;
                 }
             }
+        }
+    }
+}
+
+/// Sends a user's message.
+fn post(state: &mut State, message: &Value, to: To, from: Option<Key>) -> usize {
+    let line = protocol::line(message);
+    let mut count = 0;
+    for (key, peer) in &mut state.peers {
+        let meant = match to {
+            To::All => true,
+            To::Others => Some(*key) != from,
+            To::One(slot) => peer.slot == slot,
+        };
+        if meant && !peer.channel.is_closed() {
+            count += usize::from(peer.post(&line));
+        }
+    }
+    count
+}
+
+fn hears(state: &mut State, worker: Key) {
+    if let Some(peer) = state.peers.get_mut(&worker)
+        && !std::mem::replace(&mut peer.hears, true)
+    {
+        for line in std::mem::take(&mut peer.held) {
+            peer.post(&line);
         }
     }
 }

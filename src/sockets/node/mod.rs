@@ -14,6 +14,8 @@ mod message;
 mod primary;
 mod protocol;
 mod saved;
+#[cfg(test)]
+mod tests;
 
 pub(crate) use hub::{Cluster, Hub, Setup};
 #[cfg(fuzzing)]

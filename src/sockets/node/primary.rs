@@ -61,6 +61,7 @@ pub(super) enum Timer {
 
 /// Where a worker stands.
 #[derive(Debug, Default)]
+#[expect(clippy::struct_excessive_bools, reason = "each comes and goes by itself")]
 pub(super) struct Worker {
     pub(super) slot: u32,
     pub(super) online: bool,
@@ -226,7 +227,9 @@ impl Primary {
         let (data, ack) = (&handle.data, query.seq);
         let shared = match &mut handle.carry {
             Carry::Shared { bound, udp } => Some((Rc::clone(&bound.fd), *udp)),
-            Carry::Slots(slots) => Some((slots.socket(slot).map_err(errno)?, false)),
+            Carry::Slots(slots) => {
+                Some((slots.socket(slot).map_err(|error| errno(&error))?, false))
+            }
             Carry::Dealt(_) => None,
         };
         if let Some((fd, _)) = &shared {
@@ -264,17 +267,18 @@ impl Primary {
             warn!(event = "cannot_listen", address = %target, "a worker cannot listen on {target}: {}", errno.desc());
         }
         let carry = opened?;
-        let address = carry.address().map_or_else(|| target.to_string(), |at| at.to_string());
-        info!(event = "listening", address, "listening on {address}, for the workers");
         if let Some(asked) = asked.as_ref().filter(|asked| !target.is(asked)) {
             warn!(
                 event = "another_port",
-                "a worker listens on {target}, which is not the {asked} of --listen: does the server read PORT?"
+                "a worker asks for {target}, which is not the {asked} of --listen: does the server read PORT?"
             );
         }
         self.next_handle += 1;
         let (id, data) = (self.next_handle, query.data.clone());
-        Ok(Handle { id, target, data, members: Vec::new(), carry })
+        let handle = Handle { id, target, data, members: Vec::new(), carry };
+        let address = handle.address();
+        info!(event = "listening", address, "listening on {address}, for the workers");
+        Ok(handle)
     }
 
     /// A server of a worker has closed.
@@ -292,7 +296,8 @@ impl Primary {
 
     fn forget(&mut self, key: &str) {
         if let Some(handle) = self.handles.remove(key) {
-            info!(event = "closed", address = %handle.target, "nobody listens on {} any more", handle.target);
+            let address = handle.address();
+            info!(event = "closed", address, "nobody listens on {address} any more");
             self.effects.push_back(Effect::Stop(handle.id));
         }
     }
@@ -315,7 +320,9 @@ impl Primary {
 
     fn spread_again(&mut self) {
         let keys: Vec<String> = self.handles.keys().cloned().collect();
-        keys.iter().for_each(|key| self.spread(key));
+        for key in &keys {
+            self.spread(key);
+        }
     }
 
     /// A handle has arrived.
@@ -368,7 +375,9 @@ impl Primary {
         }
         let unused = self.handles.iter().filter(|(_, handle)| handle.members.is_empty());
         let unused: Vec<String> = unused.map(|(key, _)| key.clone()).collect();
-        unused.iter().for_each(|key| self.forget(key));
+        for key in &unused {
+            self.forget(key);
+        }
     }
 
     /// No more for a worker: it is to finish what it has.

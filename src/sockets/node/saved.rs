@@ -27,6 +27,7 @@ pub(crate) struct Saved {
 }
 
 #[derive(Debug, Serialize, Deserialize)]
+#[expect(clippy::struct_excessive_bools, reason = "as they are")]
 struct PeerState {
     worker: Key,
     slot: u32,
@@ -58,6 +59,7 @@ struct PrimaryState {
 }
 
 #[derive(Debug, Serialize, Deserialize)]
+#[expect(clippy::struct_excessive_bools, reason = "as they are")]
 struct MemberState {
     worker: Key,
     slot: u32,
@@ -151,7 +153,7 @@ impl Hub {
             peer.channel.unsent(|line| {
                 match line.fd.as_ref().map(|fd| keep(fd.as_fd())).transpose() {
                     Ok(fd) => {
-                        unsent.push(LineState { bytes: line.bytes.clone(), gone: line.gone, fd })
+                        unsent.push(LineState { bytes: line.bytes.clone(), gone: line.gone, fd });
                     }
                     Err(error) => failure = Err(error),
                 }
@@ -216,7 +218,9 @@ impl Hub {
             }
             primary.resume(slots);
             self.0.perform(&mut state);
-            workers.into_iter().for_each(|worker| self.0.expect(worker));
+            for worker in workers {
+                self.0.expect(worker);
+            }
         }
     }
 }
