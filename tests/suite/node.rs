@@ -407,7 +407,6 @@ fn a_channel_that_somebody_else_has_is_noticed_and_the_workers_go_on_without() {
         file.to_str().unwrap(),
     ];
     let mut run = Run::start(&mut throng(&args));
-    run.wait_for(2, "alone");
     let log = run.wait_log("has its channel");
     assert!(log.contains("--share off"), "{log}");
     assert_eq!(run.wait_for(2, "alone"), ["alone undefined", "alone undefined"]);
@@ -452,7 +451,8 @@ fn everything_goes_on_through_an_upgrade() {
             run.wait_log("is ready");
         }
         let mut slow = TcpStream::connect(("127.0.0.1", port)).unwrap();
-        slow.write_all(b"GET /slow HTTP/1.1\r\nHost: x\r\n\r\n").unwrap();
+        let request = b"GET /slow HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n";
+        slow.write_all(request).unwrap();
         run.wait("began ");
         let failed = storm(port, 400, |until_left| {
             until_left(350);
@@ -461,7 +461,6 @@ fn everything_goes_on_through_an_upgrade() {
         });
         assert_eq!(failed, 0, "{}", run.text(Source::Err));
         let mut text = String::new();
-        slow.shutdown(std::net::Shutdown::Write).unwrap();
         slow.read_to_string(&mut text).unwrap();
         assert!(text.contains("id="), "{text:?}");
         // The new program knows the workers and what they listen on: they are drained and replaced.
