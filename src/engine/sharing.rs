@@ -194,6 +194,13 @@ impl Sharing {
         found
     }
 
+    fn due(&mut self, worker: WorkerKey) {
+        match &mut self.way {
+            Way::Off | Way::Fd(_) => {}
+            Way::Reuseport(way) => way.due(worker.0),
+        }
+    }
+
     /// Nobody will fill this slot again.
     pub(super) fn vacant(&mut self, slot: u32) {
         match &mut self.way {
@@ -269,21 +276,17 @@ impl Engine {
 
     pub(super) fn learn(&mut self, worker: Key, news: News) {
         let worker = WorkerKey(worker);
-        let is_ready = match news {
-            News::Drained => {
-                return self.tell(Event::Told { worker, what: fleet::Told::Drained });
-            }
-            News::Leaves => {
-                return self.tell(Event::Told { worker, what: fleet::Told::Stopping });
-            }
+        let what = match news {
+            News::Drained => fleet::Told::Drained,
+            News::Leaves => fleet::Told::Stopping,
+            News::Listens if self.config.ready_by_listening => fleet::Told::Ready,
+            News::SaidReady if self.config.ready_by_notice => fleet::Told::Ready,
+            News::Listens | News::SaidReady => return,
+            News::Due => return self.sharing.due(worker),
             News::Deaf => return self.deaf(worker),
             News::PortTaken(port) => return port_taken(port),
-            News::Listens => self.config.ready_by_listening,
-            News::SaidReady => self.config.ready_by_notice,
         };
-        if is_ready {
-            self.tell(Event::Told { worker, what: fleet::Told::Ready });
-        }
+        self.tell(Event::Told { worker, what });
     }
 
     /// A worker has a channel that somebody else took: it is started again without.

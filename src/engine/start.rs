@@ -87,6 +87,7 @@ impl Engine {
             (Stdio::null(), piped(&self.stdout)?, piped(&self.stderr)?)
         };
         let equipment = self.sharing.equip(to)?;
+        self.guard.stands();
         let terminal = io::stdin();
         let gives = self.in_foreground();
         let pid = self.spawner.spawn(Launch {

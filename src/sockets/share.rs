@@ -100,6 +100,8 @@ pub(crate) enum News {
     Deaf,
     /// It wants a port that somebody else has.
     PortTaken(u16),
+    /// What the way has put off for it is to be done now.
+    Due,
 }
 
 /// The connections of a worker, where we carry them.

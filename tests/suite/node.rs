@@ -139,7 +139,8 @@ fn deno() {
     let Some(program) = node("deno", "deno") else { return };
     let port = free_port();
     let (app, port_text) = (app("server.js"), port.to_string());
-    let args = ["-v", "--workers", "2", "--balance", "round-robin", "--", &program, "run", "-A", &app];
+    let args =
+        ["-v", "--workers", "2", "--balance", "round-robin", "--", &program, "run", "-A", &app];
     let mut run = Run::start(
         throng(&args)
             .env("PORT", &port_text)
