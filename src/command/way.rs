@@ -141,9 +141,9 @@ fn check(settings: &Settings, host: &Host, share: Share, passed: bool) -> Result
     let (listen, chosen) = (settings.origin("listen"), settings.origin("share"));
     let http = matches!(settings.workers.watchdog, Some(Watchdog::Http(_)));
     match (settings.listen.is_empty(), share) {
-        (false, Share::Off) => {
-            Err(usage(format!("{listen} needs --share fd, so that workers get the socket")))
-        }
+        (false, Share::Off) => Err(usage(format!(
+            "{listen} needs --share fd or reuseport, so that workers get the socket"
+        ))),
         (true, Share::Fd | Share::Reuseport) if !passed => {
             let foreign = if host.env("LISTEN_FDS").is_some() {
                 "; LISTEN_FDS is set, but LISTEN_PID does not name this process: start throng-rs without a shell in between, or by exec"

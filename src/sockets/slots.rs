@@ -19,6 +19,7 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::rc::Rc;
 
 use nix::errno::Errno;
+use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::socket::{getsockopt, setsockopt, shutdown, sockopt};
 
@@ -135,16 +136,19 @@ impl Slots {
     }
 
     /// Ends the connections that wait in the socket of a slot that nobody will accept from; their clients see
-    /// a reset. Returns how many there were. Only while no worker has the socket.
+    /// a reset. Returns how many there were.
     pub(crate) fn dismiss(&self, slot: u32) -> io::Result<u32> {
         let Some(index) = self.find(slot) else { return Ok(0) };
         let listener = TcpListener::from(self.members[index].fd.try_clone()?);
-        let mut count = 0;
-        while count < self.backlog.cast_unsigned().saturating_mul(2) && waits(&listener) {
-            listener.accept()?;
-            count += 1;
-        }
-        Ok(count)
+        // Something that a worker has left behind may accept as well, so we must not wait for one. The flag
+        // is that of every copy, and the next worker finds it as it was.
+        let before = OFlag::from_bits_retain(fcntl(&listener, FcntlArg::F_GETFL)?);
+        fcntl(&listener, FcntlArg::F_SETFL(before | OFlag::O_NONBLOCK))?;
+        // No more than a queue holds: what comes meanwhile is led elsewhere.
+        let most = self.backlog.cast_unsigned().saturating_add(1);
+        let count = (0..most).take_while(|_| listener.accept().is_ok()).count();
+        fcntl(&listener, FcntlArg::F_SETFL(before))?;
+        Ok(u32::try_from(count).unwrap_or(u32::MAX))
     }
 
     /// Closes the socket of a slot, in every process that has it; what waits in it is reset. Where it was
