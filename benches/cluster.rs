@@ -56,7 +56,12 @@ impl Load {
         match self {
             Self::Ab => {
                 let outcome = Ab::start(fleet.address, REQUESTS)?.end()?;
-                ensure!(outcome.failed == 0, "{} requests failed", outcome.failed);
+                ensure!(
+                    outcome.failed == 0,
+                    "{} of {} requests failed",
+                    outcome.failed,
+                    outcome.complete
+                );
                 Ok(outcome.rate)
             }
             Self::Wrk => wrk(fleet.address, true),
@@ -183,7 +188,7 @@ fn memory(nest: &Nest, balance: &'static str) -> anyhow::Result<Row> {
         std::thread::sleep(Duration::from_millis(20));
     }
     let outcome = load.join().map_err(|_| anyhow::anyhow!("the load has failed"))??;
-    ensure!(outcome.failed == 0, "{} requests failed", outcome.failed);
+    ensure!(outcome.failed == 0, "{} of {} requests failed", outcome.failed, outcome.complete);
     fleet.stop()?;
     Ok(Row {
         what: format!("{balance}: private memory under load"),

@@ -15,8 +15,8 @@ use crate::control::{
     self, Ask, Backend, Call, Connections, LastExit, Memory, Place, Reply, RolloutStatus, Scale,
     SlotStatus, Socket, Status, WorkerStatus,
 };
-use crate::fleet::{Event, FleetView, Kind, Note, SlotView, Time, Urgency};
-use crate::sockets;
+use crate::fleet::{Event, FleetView, Kind, Note, SlotView, Time, Urgency, WorkerKey};
+use crate::sockets::{self, Share};
 
 /// Calls that wait to be answered; more than anybody makes.
 const WAITING: usize = 64;
@@ -212,6 +212,13 @@ impl Engine {
         }
     }
 
+    fn connections(&self, worker: WorkerKey) -> Option<Connections> {
+        let sockets::Connections { accepted, active, failed } = self.sharing.connections(worker)?;
+        // Who hands a connection over does not hear of its end.
+        let active = (self.config.share != Share::Node).then_some(active);
+        Some(Connections { accepted, active, failed })
+    }
+
     /// How everything stands.
     pub(super) fn status(&self) -> Status {
         let now = self.now();
@@ -232,7 +239,7 @@ impl Engine {
                 memory: Memory { private_bytes: used.private, shared_bytes: used.shared },
                 cpu_seconds: seconds(used.cpu),
                 processes: used.processes,
-                connections: self.sharing.connections(worker.key).map(connections),
+                connections: self.connections(worker.key),
                 status_text: running.status.clone(),
                 last_exit: slot.and_then(|slot| last_exit(slot, now)),
             })
@@ -264,11 +271,6 @@ impl Engine {
             vacant: vacant.collect(),
         }
     }
-}
-
-fn connections(of: sockets::Connections) -> Connections {
-    let sockets::Connections { accepted, active, failed } = of;
-    Connections { accepted, active, failed }
 }
 
 fn rollout(view: &FleetView) -> Option<RolloutStatus> {
