@@ -203,6 +203,9 @@ impl Sharing {
 
     /// Nobody will fill this slot again.
     pub(super) fn vacant(&mut self, slot: u32) {
+        if let Some(hub) = &self.hub {
+            hub.vacant(slot);
+        }
         match &mut self.way {
             Way::Off | Way::Fd(_) => {}
             Way::Reuseport(way) => way.vacant(slot),

@@ -220,6 +220,11 @@ impl Hub {
         self.0.with_primary(|primary| primary.resized(slots));
     }
 
+    /// Nobody will fill a slot again.
+    pub(crate) fn vacant(&self, slot: u32) {
+        self.0.with_primary(|primary| primary.vacant(slot));
+    }
+
     /// Null where the kernel carries them.
     pub(crate) fn connections(&self, worker: Key) -> Option<Connections> {
         let state = self.0.state.borrow();

@@ -503,6 +503,16 @@ impl Primary {
         self.spread_again();
     }
 
+    /// Nobody will fill a slot again, or come for what waits there.
+    pub(super) fn vacant(&mut self, slot: u32) {
+        for handle in self.handles.values_mut() {
+            if let Carry::Slots(group) = &mut handle.carry {
+                say_closed(slot, group.dismiss(slot).unwrap_or(0));
+            }
+        }
+        self.spread_again();
+    }
+
     fn retire(&mut self, slot: u32) {
         for handle in self.handles.values_mut() {
             if let Carry::Slots(group) = &mut handle.carry {
@@ -516,6 +526,10 @@ impl Primary {
 fn retire(group: &mut Slots, slot: u32) {
     let lost = group.dismiss(slot).unwrap_or(0);
     group.close(slot);
+    say_closed(slot, lost);
+}
+
+fn say_closed(slot: u32, lost: u32) {
     if lost > 0 {
         warn!(
             event = "connections_closed",
