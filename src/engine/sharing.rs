@@ -66,6 +66,7 @@ impl Sharing {
             balance: config.balance.unwrap_or(Balance::Kernel),
             asked: config.asked.clone(),
             passed: passed.to_vec(),
+            user: config.user.as_ref().map(|user| (user.uid, user.gid)),
             end,
         };
         let hub = channel.then(|| {

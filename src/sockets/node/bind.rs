@@ -16,6 +16,7 @@ use nix::sys::socket::{
     AddressFamily, Backlog, SockFlag, SockType, SockaddrStorage, bind, getsockopt, listen,
     setsockopt, socket, sockopt,
 };
+use nix::unistd::{Gid, Uid, geteuid, getgid, getuid, setegid, seteuid};
 use serde::{Deserialize, Serialize};
 
 use super::protocol::{IPV6_ONLY, Kind, Query, UDP_REUSE_ADDR, UDP_REUSE_PORT};
@@ -133,8 +134,13 @@ pub(super) struct Bound {
 }
 
 impl Bound {
-    /// Opens the target; `passed` are the sockets of the launcher, from descriptor 3 on.
-    pub(super) fn open(target: &Target, passed: &[Rc<OwnedFd>]) -> Result<Self, Errno> {
+    /// Opens the target; `passed` are the sockets of the launcher, from descriptor 3 on. What is a file is made
+    /// as the worker's own `user` would make it.
+    pub(super) fn open(
+        target: &Target,
+        passed: &[Rc<OwnedFd>],
+        user: Option<(Uid, Gid)>,
+    ) -> Result<Self, Errno> {
         let bare = |fd: OwnedFd| Self { fd: Rc::new(fd), file: None };
         match target {
             Target::Tcp { v6_only, .. } => first(&target.addresses(), |address| {
@@ -143,6 +149,7 @@ impl Bound {
             .map(bare),
             Target::Udp { address, flags } => udp(*address, *flags).map(bare),
             Target::Path { path, mode } => {
+                let _as = As::user(user)?;
                 let listener = Listener::bind(&Address::Unix(path.clone()), Binding::default());
                 let listener = listener.map_err(|error| errno(&error))?;
                 if *mode != 0 {
@@ -171,6 +178,27 @@ impl Bound {
                 Ok(Self { fd: Rc::clone(fd), file: None })
             }
         }
+    }
+}
+
+/// Somebody else, for the files that are made meanwhile.
+struct As;
+
+impl As {
+    fn user(user: Option<(Uid, Gid)>) -> Result<Option<Self>, Errno> {
+        let Some((uid, gid)) = user.filter(|(uid, _)| *uid != geteuid()) else { return Ok(None) };
+        setegid(gid)?;
+        let ours = Self;
+        seteuid(uid)?;
+        Ok(Some(ours))
+    }
+}
+
+impl Drop for As {
+    fn drop(&mut self) {
+        // Back to who we are, which is always allowed.
+        let _ = seteuid(getuid());
+        let _ = setegid(getgid());
     }
 }
 
@@ -266,14 +294,14 @@ mod tests {
 
     #[test]
     fn every_address_is_both_families_by_one_socket() {
-        let bound = Bound::open(&target(Kind::Tcp4, None, 0).unwrap(), &[]).unwrap();
+        let bound = Bound::open(&target(Kind::Tcp4, None, 0).unwrap(), &[], None).unwrap();
         let address = local(&bound.fd).unwrap();
         std::net::TcpStream::connect(("127.0.0.1", address.port())).unwrap();
         if address.is_ipv6() {
             std::net::TcpStream::connect(("::1", address.port())).unwrap();
         }
         let again = target(Kind::Tcp4, None, i64::from(address.port())).unwrap();
-        assert_eq!(Bound::open(&again, &[]).unwrap_err(), Errno::EADDRINUSE);
+        assert_eq!(Bound::open(&again, &[], None).unwrap_err(), Errno::EADDRINUSE);
     }
 
     #[test]
@@ -296,8 +324,8 @@ mod tests {
         assert_eq!(target(Kind::Fd, None, 0), Err(Errno::EBADF));
         // An address of documentation, which no machine has (RFC 5737).
         let nowhere = target(Kind::Tcp4, Some("192.0.2.1"), 0).unwrap();
-        assert_eq!(Bound::open(&nowhere, &[]).unwrap_err(), Errno::EADDRNOTAVAIL);
-        assert_eq!(Bound::open(&Target::Fd(3), &[]).unwrap_err(), Errno::EBADF);
+        assert_eq!(Bound::open(&nowhere, &[], None).unwrap_err(), Errno::EADDRNOTAVAIL);
+        assert_eq!(Bound::open(&Target::Fd(3), &[], None).unwrap_err(), Errno::EBADF);
         let zone = target(Kind::Tcp6, Some("fe80::1%lo"), 80).unwrap();
         assert!(
             matches!(zone, Target::Tcp { address: Some(SocketAddr::V6(a)), .. } if a.scope_id() > 0)
@@ -311,26 +339,26 @@ mod tests {
         let mut wanted = query(Kind::Pipe, path.to_str(), -1);
         (wanted.readable_all, wanted.writable_all) = (true, true);
         let target = Target::of(&wanted, None).unwrap();
-        let bound = Bound::open(&target, &[]).unwrap();
+        let bound = Bound::open(&target, &[], None).unwrap();
         assert_eq!(std::fs::metadata(&path).unwrap().permissions().mode() & 0o666, 0o666);
-        assert_eq!(Bound::open(&target, &[]).unwrap_err(), Errno::EADDRINUSE);
+        assert_eq!(Bound::open(&target, &[], None).unwrap_err(), Errno::EADDRINUSE);
         drop(bound);
         assert!(!path.exists());
         let name = format!("/cwd/\0throng-test-{}", std::process::id());
         let target = Target::of(&query(Kind::Pipe, Some(&name), -1), None).unwrap();
-        let _bound = Bound::open(&target, &[]).unwrap();
-        assert_eq!(Bound::open(&target, &[]).unwrap_err(), Errno::EADDRINUSE);
+        let _bound = Bound::open(&target, &[], None).unwrap();
+        assert_eq!(Bound::open(&target, &[], None).unwrap_err(), Errno::EADDRINUSE);
     }
 
     #[test]
     fn two_may_have_one_udp_port_where_both_say_so() {
         let mut wanted = query(Kind::Udp4, Some("127.0.0.1"), 0);
         wanted.flags = UDP_REUSE_ADDR;
-        let one = Bound::open(&Target::of(&wanted, None).unwrap(), &[]).unwrap();
+        let one = Bound::open(&Target::of(&wanted, None).unwrap(), &[], None).unwrap();
         wanted.port = i64::from(local(&one.fd).unwrap().port());
-        Bound::open(&Target::of(&wanted, None).unwrap(), &[]).unwrap();
+        Bound::open(&Target::of(&wanted, None).unwrap(), &[], None).unwrap();
         wanted.flags = 0;
         let alone = Target::of(&wanted, None).unwrap();
-        assert_eq!(Bound::open(&alone, &[]).unwrap_err(), Errno::EADDRINUSE);
+        assert_eq!(Bound::open(&alone, &[], None).unwrap_err(), Errno::EADDRINUSE);
     }
 }

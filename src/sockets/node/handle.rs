@@ -2,13 +2,14 @@
 
 use std::collections::VecDeque;
 use std::net::{IpAddr, SocketAddr};
-use std::os::fd::{OwnedFd, RawFd};
+use std::os::fd::OwnedFd;
 use std::rc::Rc;
 
 use nix::errno::Errno;
 use serde_json::Value;
 
 use super::bind::{self, Bound, Target};
+use super::primary::Rules;
 use crate::sockets::{BACKLOG, Balance, Key, Slots};
 
 /// Something to listen on, and who does.
@@ -83,19 +84,15 @@ impl Connection {
 }
 
 /// Opens what nobody has yet. The sockets of slots have numbers from `end` on.
-pub(super) fn open(
-    target: &Target,
-    balance: Balance,
-    passed: &[Rc<OwnedFd>],
-    end: RawFd,
-) -> Result<Carry, Errno> {
+pub(super) fn open(target: &Target, rules: &Rules) -> Result<Carry, Errno> {
+    let Rules { balance, passed, user, end, .. } = rules;
     if let (Target::Tcp { v6_only, .. }, Balance::Kernel) = (target, balance) {
         let slots = bind::first(&target.addresses(), |address| {
-            Slots::bind(address, Some(*v6_only), BACKLOG, end).map_err(|error| bind::errno(&error))
+            Slots::bind(address, Some(*v6_only), BACKLOG, *end).map_err(|error| bind::errno(&error))
         })?;
         return Ok(Carry::Slots(slots));
     }
-    let bound = Bound::open(target, passed)?;
+    let bound = Bound::open(target, passed, *user)?;
     let datagrams = matches!(target, Target::Udp { .. }) || bind::is_datagram(&bound.fd);
     Ok(match balance {
         _ if datagrams => Carry::Shared { bound, udp: true },

@@ -8,6 +8,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::rc::Rc;
 use std::time::Duration;
 
+use nix::unistd::{Gid, Uid};
 use serde_json::Value;
 use tokio::net::{TcpListener, UnixListener};
 use tokio::sync::Notify;
@@ -93,6 +94,8 @@ pub(crate) struct Cluster {
     pub(crate) asked: Option<Address>,
     /// Sockets that were passed to us; workers have them from descriptor 3 on.
     pub(crate) passed: Vec<Rc<OwnedFd>>,
+    /// Whom workers run as, where that is not us.
+    pub(crate) user: Option<(Uid, Gid)>,
     /// Our own descriptors stay clear of the numbers below this.
     pub(crate) end: i32,
 }
@@ -106,6 +109,7 @@ impl Hub {
             balance: cluster.balance,
             asked: cluster.asked,
             passed: cluster.passed,
+            user: cluster.user,
             end: cluster.end,
         });
         let state = State {

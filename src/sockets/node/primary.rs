@@ -8,6 +8,7 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use nix::errno::Errno;
+use nix::unistd::{Gid, Uid};
 use tracing::{info, warn};
 
 use super::bind::{Target, errno, unblock};
@@ -15,6 +16,8 @@ use super::handle::{self, Carry, Connection, Handle};
 use super::protocol::{self, Incoming, Query};
 use crate::sockets::{Address, Balance, Connections, Key, News, Slots};
 
+/// No program listens on more.
+const MOST_HANDLES: usize = 1024;
 /// How often a handle that did not arrive is sent again, as Node does it.
 const TRIES: u32 = 3;
 /// After the first server of a worker listens, so long until what nobody listens on any more is closed.
@@ -103,6 +106,8 @@ pub(super) struct Rules {
     pub(super) asked: Option<Address>,
     /// Sockets that were passed to us, which a worker knows by their numbers.
     pub(super) passed: Vec<Rc<OwnedFd>>,
+    /// Whom workers run as, where that is not us.
+    pub(super) user: Option<(Uid, Gid)>,
     /// Descriptors of workers have numbers below this.
     pub(super) end: RawFd,
 }
@@ -260,9 +265,12 @@ impl Primary {
     }
 
     fn open(&mut self, query: &Query) -> Result<Handle, Errno> {
-        let Rules { balance, asked, passed, end } = &self.rules;
+        if self.handles.len() >= MOST_HANDLES {
+            return Err(Errno::EMFILE);
+        }
+        let asked = &self.rules.asked;
         let target = Target::of(query, asked.as_ref())?;
-        let opened = handle::open(&target, *balance, passed, *end);
+        let opened = handle::open(&target, &self.rules);
         if let Err(errno) = opened {
             warn!(event = "cannot_listen", address = %target, "a worker cannot listen on {target}: {}", errno.desc());
         }

@@ -44,7 +44,7 @@ fn run(test: impl AsyncFnOnce()) {
 
 impl Bed {
     fn new(balance: Balance) -> Self {
-        let cluster = Cluster { balance, asked: None, passed: Vec::new(), end: END };
+        let cluster = Cluster { balance, asked: None, passed: Vec::new(), user: None, end: END };
         Self::with(Setup { cluster: Some(cluster), stop_message: None, patience: LIMIT })
     }
 
@@ -579,8 +579,13 @@ fn a_stop_message_comes_first_and_a_plain_channel_drains_when_it_closes() {
 #[test]
 fn one_that_leaves_by_itself_is_heard_and_one_that_says_nothing_is_named() {
     run(async || {
-        let cluster =
-            Cluster { balance: Balance::Kernel, asked: None, passed: Vec::new(), end: END };
+        let cluster = Cluster {
+            balance: Balance::Kernel,
+            asked: None,
+            passed: Vec::new(),
+            user: None,
+            end: END,
+        };
         let patience = Duration::from_millis(50);
         let mut bed = Bed::with(Setup { cluster: Some(cluster), stop_message: None, patience });
         let mut one = bed.worker(1, 1);
@@ -604,6 +609,7 @@ fn listen_narrows_what_a_worker_asks_for_and_what_was_passed_has_its_number() {
             balance: Balance::RoundRobin,
             asked: Some(Address::Tcp(at(port))),
             passed: vec![std::rc::Rc::new(OwnedFd::from(passed))],
+            user: None,
             end: END,
         };
         let bed = Bed::with(Setup { cluster: Some(cluster), stop_message: None, patience: LIMIT });
