@@ -3,7 +3,7 @@
 //!
 //! The protocol is Node's own between its primary and its workers (lib/internal/cluster), the same from 18
 //! to 26; `docs/connections.md` says what of it a user sees. [`protocol`] reads and writes lines, [`primary`]
-//! and [`deal`] decide, [`hub`] carries out.
+//! and [`deal`] decide, [`hub`] and [`work`] carry out.
 
 mod bind;
 mod channel;
@@ -11,11 +11,14 @@ mod deal;
 mod handle;
 mod hub;
 mod message;
+mod peer;
 mod primary;
 mod protocol;
+mod queues;
 mod saved;
 #[cfg(test)]
 mod tests;
+mod work;
 
 pub(crate) use hub::{Cluster, Hub, Setup};
 #[cfg(fuzzing)]

@@ -13,7 +13,8 @@ use serde_json::Value;
 use super::bind::{Bound, Target};
 use super::channel::{Channel, Line};
 use super::handle::{Carry, Connection, Dealt, Handle};
-use super::hub::{Hub, Peer};
+use super::hub::Hub;
+use super::peer::Peer;
 use super::primary::{Primary, Sent, Worker};
 use crate::sockets::{Address, BACKLOG, Connections, Key, Listener, Slots, handed_down};
 
