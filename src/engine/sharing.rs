@@ -16,8 +16,8 @@ use crate::fleet::{self, Assignment, Event, FleetView, Kind, WorkerKey};
 use crate::sockets::node::{Cluster, Hub, Saved, Setup};
 use crate::sockets::{Balance, Connections, Equipment, FIRST_FD, Key, News, Reuseport, Share};
 
-/// The longest that a worker of Node may take to say that it is there.
-const DEAF: Duration = Duration::from_secs(10);
+/// How long a worker of Node may take to say that it is there: at least, and at most.
+const DEAF: (Duration, Duration) = (Duration::from_secs(2), Duration::from_secs(10));
 
 /// The way that was chosen.
 pub(super) struct Sharing {
@@ -75,7 +75,7 @@ impl Sharing {
                 _ => None,
             };
             let stop_message = config.stop_message.clone();
-            let patience = DEAF.min(config.policy.readiness.timeout / 3);
+            let patience = (config.policy.readiness.timeout / 3).clamp(DEAF.0, DEAF.1);
             Hub::new(Setup { cluster, stop_message, patience }, teller.clone())
         });
         Ok(Self { way, hub, end, teller, told })
@@ -295,7 +295,8 @@ impl Engine {
 
     /// A worker has a channel that somebody else took: it is started again without.
     fn deaf(&mut self, worker: WorkerKey) {
-        let Some(slot) = self.running.get(&worker).map(|running| running.slot) else { return };
+        let running = self.running.get(&worker).filter(|running| !running.reaped);
+        let Some(slot) = running.map(|running| running.slot) else { return };
         if self.sharing.hub().is_none_or(Hub::give_up) {
             // All are being replaced already.
             return;

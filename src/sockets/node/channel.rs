@@ -116,9 +116,9 @@ impl Channel {
         let mut out = self.out.borrow_mut();
         out.bytes = unsent.iter().map(|line| line.bytes.len() - line.gone).sum();
         out.queue = unsent.into();
-        // How much of it is read is not known: until then no further descriptor goes out behind much.
-        out.sent = u64::from(handles);
-        out.marks = (0..u64::from(handles)).collect();
+        // How much of what was sent is read is not known: one descriptor at a time, until that is.
+        out.sent = NODE_READS as u64;
+        out.marks = std::iter::repeat_n(NODE_READS as u64, handles as usize).collect();
         drop(out);
         self.wake.notify_one();
     }
@@ -213,7 +213,8 @@ impl Channel {
     pub(super) async fn readable(&self) -> io::Result<()> {
         loop {
             let rest = self.flush();
-            let reads = self.backlog() < MOST_UNSENT;
+            // What it has to confirm comes in by reading.
+            let reads = rest == Rest::Unconfirmed || self.backlog() < MOST_UNSENT;
             tokio::select! {
                 biased;
                 result = self.stream.readable(), if reads => return result,

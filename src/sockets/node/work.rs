@@ -20,6 +20,8 @@ use super::primary::{Effect, Primary, Timer};
 use super::protocol::{self, Incoming};
 use crate::sockets::{Key, News};
 
+/// So long after its channel has closed it is known whether a worker has ended.
+const ENDED: Duration = Duration::from_secs(1);
 /// After an accept that failed, for want of descriptors as a rule.
 const PAUSE: Duration = Duration::from_millis(100);
 impl Inner {
@@ -74,6 +76,15 @@ impl Inner {
         peer.task = None;
         let drains = peer.drains;
         state.peers.remove(&worker);
+        let silent = state.primary.as_ref().is_some_and(|primary| !primary.is_online(worker));
+        if silent && !drains {
+            // Closed by what stands between us; or it has ended, which will be known by then.
+            let tell = self.tell.clone();
+            spawn_local(async move {
+                tokio::time::sleep(ENDED).await;
+                let _ = tell.send((worker, News::Deaf));
+            });
+        }
         if let Some(primary) = &mut state.primary {
             primary.gone(worker);
             self.perform(&mut state);
