@@ -8,8 +8,10 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, ensure};
 use nix::sys::signal::Signal;
+use nix::sys::wait::waitpid;
+use nix::unistd::Pid;
 
-use crate::common::{LAUNCHER, Nest, end, send};
+use crate::common::{LAUNCHER, Nest, children_of, end, send};
 
 const WORKERS: usize = 4;
 
@@ -73,9 +75,16 @@ impl Fleet {
     }
 
     pub(crate) fn stop(self) -> anyhow::Result<()> {
+        let workers = match self.primary {
+            Primary::Ours(_) => Vec::new(),
+            Primary::Nodes => children_of(Pid::from_raw(self.child.id().cast_signed()))?,
+        };
         send(&self.child, Signal::SIGTERM)?;
         let status = end(self.child)?;
-        // Node's own ends by the signal, and its workers with it.
+        // Node's own ends by the signal; its workers come to us, and end by themselves.
+        for worker in workers {
+            waitpid(worker, None).context("a worker of Node's did not come to us")?;
+        }
         let ours = matches!(self.primary, Primary::Ours(_));
         ensure!(!ours || status.success(), "the launcher ends with {status}");
         while TcpListener::bind(self.address).is_err() {

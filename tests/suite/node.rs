@@ -327,6 +327,31 @@ fn a_killed_worker_is_replaced_at_its_sockets() {
 }
 
 #[test]
+fn a_worker_that_disconnects_by_itself_is_replaced() {
+    let Some(program) = node("disconnect", "node24") else { return };
+    let script = "
+        const cluster = require('cluster')
+        process.on('message', () => cluster.worker.disconnect())
+        process.on('exit', status => console.log('exits', status, cluster.worker.exitedAfterDisconnect))
+        require('http').createServer().listen(0, () => console.log('up ' + cluster.worker.id))";
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("server.js");
+    std::fs::write(&file, script).unwrap();
+    let control = dir.path().join("control").display().to_string();
+    let file = file.to_str().unwrap();
+    let args = ["-v", "--control", &control, "--workers", "2", "--", &program, file];
+    let mut run = Run::start(&mut throng(&args));
+    run.wait_for(2, "up ");
+    for _ in 0..2 {
+        run.wait_log("is ready");
+    }
+    assert_eq!(done(&mut throng(&["send", "--control", &control, "bye", "1"])).status, 0);
+    assert_eq!(run.wait("exits "), "exits 0 true");
+    assert_eq!(run.wait("up "), "up 3");
+    assert_eq!(run.stop(), 0);
+}
+
+#[test]
 fn socket_io_finds_its_worker_by_the_address() {
     let Some(program) = node("socket.io", "node24") else { return };
     let port = free_port().to_string();
