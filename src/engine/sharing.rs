@@ -14,7 +14,9 @@ use super::resume::Keep;
 use super::{Config, Engine, ports, spawn};
 use crate::fleet::{self, Assignment, Event, FleetView, Kind, WorkerKey};
 use crate::sockets::node::{Cluster, Hub, Saved, Setup};
-use crate::sockets::{Balance, Connections, Equipment, FIRST_FD, Key, News, Reuseport, Share};
+use crate::sockets::{
+    Balance, Connections, Equipment, FIRST_FD, Key, News, Reuseport, Share, revive,
+};
 
 /// How long a worker of Node may take to say that it is there: at least, and at most.
 const DEAF: (Duration, Duration) = (Duration::from_secs(2), Duration::from_secs(10));
@@ -95,7 +97,10 @@ impl Sharing {
     pub(super) fn equip(&mut self, to: Assignment) -> io::Result<Equipment> {
         let mut equipment = match &mut self.way {
             Way::Off => Equipment::default(),
-            Way::Fd(all) => Equipment { sockets: all.sockets.clone(), ..Equipment::default() },
+            Way::Fd(all) => {
+                all.sockets.iter().for_each(|socket| revive(socket));
+                Equipment { sockets: all.sockets.clone(), ..Equipment::default() }
+            }
             Way::Reuseport(way) => {
                 Equipment { sockets: way.equip(to.worker.0, to.slot)?, ..Equipment::default() }
             }

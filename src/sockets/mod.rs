@@ -18,4 +18,4 @@ pub(crate) use passed::Passed;
 pub(crate) use reuseport::Reuseport;
 pub(crate) use share::{Balance, Connections, Equipment, Key, News, Share};
 pub(crate) use slots::Slots;
-pub(crate) use tcp::BACKLOG;
+pub(crate) use tcp::{BACKLOG, revive};

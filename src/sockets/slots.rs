@@ -97,8 +97,13 @@ impl Slots {
     /// The socket of a slot, which begins to listen when it is first asked for. Where others are steered to,
     /// it gets no connection before it is steered to as well.
     pub(crate) fn socket(&mut self, slot: u32) -> io::Result<Rc<OwnedFd>> {
-        if let Some(member) = self.members.iter().find(|member| member.slot == Some(slot)) {
-            return Ok(Rc::clone(&member.fd));
+        if let Some(index) = self.find(slot) {
+            let fd = &self.members[index].fd;
+            if tcp::listens(fd) {
+                return Ok(Rc::clone(fd));
+            }
+            // A worker has shut it down, for everybody, and the kernel has taken it out.
+            self.members.swap_remove(index);
         }
         if let Some(member) = self.members.iter_mut().find(|member| member.slot.is_none()) {
             member.slot = Some(slot);
@@ -313,6 +318,21 @@ mod tests {
         assert_eq!(found.len(), 1);
         group.dismiss(found[0]).unwrap();
         found[0]
+    }
+
+    #[test]
+    fn what_a_worker_has_shut_down_is_had_anew() {
+        for gone in 1..=3 {
+            let mut group = group(3);
+            group.steer([1, 2, 3]).unwrap();
+            let theirs = group.socket(gone).unwrap();
+            shutdown(theirs.as_raw_fd(), nix::sys::socket::Shutdown::Both).unwrap();
+            group.socket(gone).unwrap();
+            group.steer([gone]).unwrap();
+            assert_eq!(slots(&group), [gone]);
+            group.steer([1, 2, 3]).unwrap();
+            assert_eq!(slots(&group), [1, 2, 3]);
+        }
     }
 
     #[test]
