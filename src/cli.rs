@@ -210,14 +210,26 @@ pub(crate) const KEYS: &[Key] = &[
     key(
         SOCKETS,
         "share",
-        "fd|reuseport|off",
-        "fd: every worker inherits the listening sockets (LISTEN_FDS and others); reuseport: sockets of its own [default: off]",
+        "auto|node|fd|reuseport|off",
+        "node: a cluster primary for unmodified Node servers; fd: every worker inherits the listening sockets (LISTEN_FDS and others); reuseport: sockets of its own [default: auto]",
     ),
     key(
         SOCKETS,
         "balance",
         "auto|kernel|least-connections|round-robin|sticky-ip",
         "Who chooses the worker of a connection; what there is depends on --share [default: auto]",
+    ),
+    key(
+        SOCKETS,
+        "ipc",
+        "auto|on|off",
+        "A channel for messages (NODE_CHANNEL_FD, lines of JSON); auto: with --share node [default: auto]",
+    ),
+    key(
+        WORKERS,
+        "stop-message",
+        "JSON",
+        "Send this to a worker that is to stop, and the stop signal later: shutdown is PM2's",
     ),
     key(OPERATING, "name", "NAME", "Name of this instance, for the control commands"),
     key(
@@ -270,7 +282,7 @@ pub(crate) fn command() -> Command {
              throng-rs table [OPTIONS] [heroku] [COMMAND [ARG]...]\n       \
              throng-rs doctor [OPTIONS] [-- COMMAND [ARG]...]\n       \
              throng-rs demo [OPTIONS]\n       \
-             throng-rs status|scale|reload|restart|stop|signal|logs|events|upgrade [OPTIONS] [ARG]...",
+             throng-rs status|scale|reload|restart|stop|signal|send|logs|events|upgrade [OPTIONS] [ARG]...",
         )
         .after_help(
             "Every long flag has a twin THRONG_<FLAG> in the environment and a key of the same name in the\n\
@@ -324,6 +336,13 @@ pub(crate) const CONTROL: &[Control] = &[
     Control {
         words: &[("value", "SIG", "A name or a number"), ("id", "[ID]", "Only this worker")],
         ..control("signal", "Send a signal to the workers")
+    },
+    Control {
+        words: &[
+            ("value", "JSON", "The message; what is no JSON is sent as a text"),
+            ("id", "[ID]", "Only to this worker"),
+        ],
+        ..control("send", "Send a message to the workers: process.on('message') in Node")
     },
     Control {
         words: &[("id", "[ID]", "Only of this worker")],

@@ -14,6 +14,11 @@ pub fn settings(text: &str) {
     crate::settings::fuzz(text);
 }
 
+/// The lines of a worker, cut into parts of so many bytes.
+pub fn channel(bytes: &[u8], cut: usize) {
+    crate::sockets::node::fuzz(bytes, cut);
+}
+
 /// Recognises a command by its words and its file's bytes.
 pub fn command(words: &[String], file: &[u8]) {
     crate::program::fuzz(words, file);

@@ -3,6 +3,7 @@
 
 #![allow(dead_code, reason = "each benchmark is a program of its own and needs its part of this")]
 
+pub(crate) mod nodes;
 pub(crate) mod table;
 
 use std::fs::{self, File, OpenOptions};

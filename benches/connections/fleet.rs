@@ -24,6 +24,8 @@ pub(crate) struct Mode {
     pub(crate) measures: &'static [&'static str],
 }
 
+const EVERYTHING: &[&str] = &["reload", "keep", "kill", "shares"];
+
 /// Every mode. One more is one more entry here.
 pub(crate) const MODES: &[Mode] = &[
     Mode {
@@ -36,9 +38,22 @@ pub(crate) const MODES: &[Mode] = &[
         name: "reuseport",
         options: &["--share", "reuseport", "--ready", "notify"],
         worker: server,
-        measures: &["reload", "keep", "kill", "shares"],
+        measures: EVERYTHING,
+    },
+    Mode { name: "node", options: &["--share", "node"], worker: node, measures: EVERYTHING },
+    Mode {
+        name: "node-round-robin",
+        options: &["--share", "node", "--balance", "round-robin"],
+        worker: node,
+        measures: EVERYTHING,
     },
 ];
+
+/// `server.js`.
+fn node(_: &Nest, counts: &Path) -> anyhow::Result<Vec<PathBuf>> {
+    let server = Path::new(env!("CARGO_MANIFEST_DIR")).join("benches/server.js");
+    Ok(vec![crate::common::nodes::node()?, server, counts.to_owned()])
+}
 
 /// `server.c`.
 fn server(nest: &Nest, counts: &Path) -> anyhow::Result<Vec<PathBuf>> {

@@ -98,6 +98,10 @@ impl Order {
                 )));
             }
             "signal" => post("signal", Some(json!({ "signal": value, "worker": id }))),
+            "send" => {
+                let message = crate::settings::message(value.to_owned());
+                post("send", Some(json!({ "message": message, "worker": id })))
+            }
             "restart" => post(&format!("workers/{}/restart", id.unwrap_or_default()), None),
             "reload" => post(name, None),
             "upgrade" => Self::Upgrade,
@@ -197,6 +201,7 @@ impl Client {
                 let before = number("before");
                 format!("{} instead of {before}{note}", plural(number("workers"), "worker"))
             }
+            "send" => format!("sent to {}", plural(number("sent"), "worker")),
             "signal" => format!("sent to {}", plural(number("signalled"), "worker")),
             "reload" => "all workers are replaced".to_owned(),
             "restart" => "the worker is replaced".to_owned(),

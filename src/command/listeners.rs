@@ -59,7 +59,9 @@ pub(super) fn open(
             "what was passed to us stays one socket for all workers, as with --share fd; for one of each worker, let --listen bind it"
         );
     }
-    for address in &settings.listen {
+    // Node's workers tell us what to open.
+    let bound = if share == Share::Node { &[][..] } else { &settings.listen };
+    for address in bound {
         if !listeners.iter().any(|listener| listener.serves(address)) {
             let mut listener = bind(settings, address)?;
             listener.asked = Some(address.to_string());

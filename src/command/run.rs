@@ -10,6 +10,7 @@ use tracing::{info, warn};
 use super::colored;
 use super::listeners::{self, Found};
 use super::size::{self, Sized, directory, environment, size};
+use super::way;
 use crate::engine::{
     self, Check, Config, Environment, Manager, Prefix, Renewal, Resume, Surge, User,
 };
@@ -99,10 +100,20 @@ impl Prepared {
     }
 
     /// What the workers find in their environment.
-    fn workers_env(&self, settings: &Settings, sockets: &[(Address, String)]) -> Environment {
+    fn workers_env(
+        &self,
+        settings: &Settings,
+        share: Share,
+        sockets: &[(Address, String)],
+    ) -> Environment {
         let plan = &self.sized.plan;
         let env = self.env.clone().without_ours();
         let mut env = env.with_share(plan.all_memory, plan.resources.cpu.usable);
+        if share == Share::Node
+            && let Some(asked) = settings.listen.first()
+        {
+            env.set("PORT", port_of(asked));
+        }
         for (name, value) in variables(sockets) {
             env.set(&name, value);
         }
@@ -146,7 +157,7 @@ pub(super) fn start(
     let listeners = listeners::open(settings, share, found, resume.as_ref())?;
     let sockets: Vec<(Address, String)> =
         listeners.iter().map(|listener| (listener.address.clone(), listener.name())).collect();
-    let env = prepared.workers_env(settings, &sockets);
+    let env = prepared.workers_env(settings, share, &sockets);
     for (address, _) in &sockets {
         announce(address)?;
     }
@@ -155,13 +166,14 @@ pub(super) fn start(
             let host = Host::live();
             let settings = read()?;
             let prepared = Prepared::new(&settings, &host, program.clone())?;
-            let env = prepared.workers_env(&settings, &sockets);
+            let env = prepared.workers_env(&settings, share, &sockets);
             Ok((prepared.program, prepared.words, env))
         };
         again().map_err(|failure: Failure| failure.to_string())
     });
     let Prepared { program, words, sized, .. } = prepared;
-    let parts = Parts { share, program, words, env, user, dir, listeners, renewal };
+    let inspect = way::inspect(settings, &env);
+    let parts = Parts { share, program, words, inspect, env, user, dir, listeners, renewal };
     Ok(engine::run(configure(settings, host, &sized, parts), resume)?)
 }
 
@@ -170,6 +182,7 @@ struct Parts {
     share: Share,
     program: PathBuf,
     words: Vec<OsString>,
+    inspect: Option<engine::Inspect>,
     env: Environment,
     user: Option<User>,
     dir: Option<PathBuf>,
@@ -179,16 +192,9 @@ struct Parts {
 
 fn configure(settings: &Settings, host: &Host, sized: &Sized, parts: Parts) -> Config {
     let workers = sized.plan.workers;
-    // `docker run -it image sh`: one worker that was asked for has the terminal and is not restarted.
-    let asked = settings.sizing.workers.as_ref();
-    let asked_for_one =
-        asked.is_some_and(|one| one.value == 1 && !one.is_from("env:WEB_CONCURRENCY"));
-    let at_terminal = asked_for_one && io::stdin().is_terminal() && io::stdout().is_terminal();
-    let restart = settings.workers.restart.unwrap_or(if at_terminal {
-        Restart::Never
-    } else {
-        Restart::Always
-    });
+    let at_terminal = at_terminal(settings);
+    let restart = restart(settings);
+    let node = parts.share == Share::Node;
     let prefixed = match settings.output.prefix {
         Switch::On => true,
         Switch::Off => false,
@@ -209,8 +215,8 @@ fn configure(settings: &Settings, host: &Host, sized: &Sized, parts: Parts) -> C
             restart,
             max_restarts: settings.workers.max_restarts,
             grace: settings.workers.grace,
-            drains: parts.share.drains(),
-            readiness: readiness(&settings.workers),
+            drains: parts.share.drains() || settings.workers.stop_message.is_some(),
+            readiness: readiness(&settings.workers, node),
             watchdog: match settings.workers.watchdog {
                 Some(Watchdog::Ping(every)) => Some(every),
                 _ => None,
@@ -229,11 +235,19 @@ fn configure(settings: &Settings, host: &Host, sized: &Sized, parts: Parts) -> C
         user: parts.user,
         dir: parts.dir,
         share: parts.share,
+        balance: settings.balance,
+        asked: settings.listen.first().filter(|_| node).cloned(),
+        ipc: has_channel(settings, parts.share),
+        inspect: parts.inspect,
+        stop_message: settings.workers.stop_message.clone(),
         listeners: parts.listeners,
         before: settings.workers.before.clone(),
         surge: settings.workers.surge.map_or(Surge::Auto, Surge::Most),
         ready_by_notice: matches!(settings.workers.ready, Ready::Auto | Ready::Notify),
+        ready_by_listening: node && matches!(settings.workers.ready, Ready::Auto | Ready::Listen),
         ready_check: match &settings.workers.ready {
+            // A server that asked us for nothing has a port of its own.
+            Ready::Auto if node => Some(Check::Listen),
             Ready::Listen => Some(Check::Listen),
             Ready::Http(path) => Some(Check::Http(path.clone())),
             _ => None,
@@ -250,8 +264,41 @@ fn configure(settings: &Settings, host: &Host, sized: &Sized, parts: Parts) -> C
     }
 }
 
-fn readiness(workers: &Workers) -> Readiness {
+/// `docker run -it image sh`: one worker that was asked for has the terminal.
+fn at_terminal(settings: &Settings) -> bool {
+    let asked = settings.sizing.workers.as_ref();
+    let asked_for_one =
+        asked.is_some_and(|one| one.value == 1 && !one.is_from("env:WEB_CONCURRENCY"));
+    asked_for_one && io::stdin().is_terminal() && io::stdout().is_terminal()
+}
+
+/// Who has the terminal is not restarted.
+pub(super) fn restart(settings: &Settings) -> Restart {
+    let unsaid = if at_terminal(settings) { Restart::Never } else { Restart::Always };
+    settings.workers.restart.unwrap_or(unsaid)
+}
+
+/// Whether workers get a channel for messages.
+pub(super) fn has_channel(settings: &Settings, share: Share) -> bool {
+    match settings.ipc {
+        Switch::On => true,
+        Switch::Off => false,
+        Switch::Auto => share == Share::Node,
+    }
+}
+
+/// `PORT` for servers that open what it says: a number, or a path.
+fn port_of(asked: &Address) -> String {
+    match asked {
+        Address::Port(port) => port.to_string(),
+        Address::Tcp(address) => address.port().to_string(),
+        Address::Unix(path) => path.display().to_string(),
+    }
+}
+
+fn readiness(workers: &Workers, node: bool) -> Readiness {
     let (alive, lenient) = match workers.ready {
+        Ready::Auto if node => (None, true),
         Ready::Auto => (Some(READY_AFTER), true),
         Ready::Spawn => (Some(Duration::ZERO), false),
         Ready::Delay(delay) => (Some(delay), false),

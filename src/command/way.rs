@@ -1,17 +1,122 @@
 //! Which way connections take to the workers, where `--share` leaves it open, and whether it goes
 //! together with everything else that was said.
 
+use tracing::warn;
+
+use super::run::{has_channel, restart};
+use super::size::{self, recognised};
+use crate::engine::{Environment, Inspect};
 use crate::exit::{Failure, usage};
+use crate::fleet::Restart;
+use crate::plan::Runtime;
 use crate::probe::Host;
-use crate::settings::{Ready, Settings, Watchdog};
+use crate::program::{Script, cluster, inspect_option};
+use crate::settings::{Ready, Settings, Switch, Watchdog};
 use crate::sockets::Share;
 
 /// The way of these settings; `passed`: a service manager passes sockets to us.
 pub(super) fn choose(settings: &Settings, host: &Host, passed: bool) -> Result<Share, Failure> {
-    let share = settings.share.unwrap_or(Share::Off);
+    let share = match settings.share {
+        Some(share) => share,
+        None if is_node_server(settings, host) => Share::Node,
+        None => Share::Off,
+    };
     check(settings, host, share, passed)?;
+    if share == Share::Node {
+        check_node(settings, host)?;
+    }
+    if settings.workers.stop_message.is_some() && !has_channel(settings, share) {
+        let stop_message = settings.origin("stop-message");
+        return Err(usage(format!(
+            "{stop_message} goes by the workers' channel, and they have none; add --ipc on"
+        )));
+    }
     check_balance(settings, share)?;
     Ok(share)
+}
+
+/// The script of a command that can be a worker of Node's `cluster`.
+fn script(settings: &Settings, env: &Environment) -> Option<Script> {
+    let words: Vec<String> =
+        settings.command.iter().map(|word| word.to_string_lossy().into_owned()).collect();
+    cluster(&words, &recognised(settings, env)?)
+}
+
+/// Whether Node's own way is the one, where nobody says: a cluster worker never ends by itself, so what
+/// is not started again may be a job that is to end.
+fn is_node_server(settings: &Settings, host: &Host) -> bool {
+    let by_port = matches!(settings.workers.ready, Ready::Http(_))
+        || matches!(settings.workers.watchdog, Some(Watchdog::Http(_)));
+    let fits = settings.balance.is_none_or(|balance| Share::Node.balances().contains(&balance));
+    !settings.exec
+        && !by_port
+        && fits
+        && settings.listen.len() < 2
+        && settings.ipc != Switch::Off
+        && restart(settings) == Restart::Always
+        && size::inherited(settings, host).is_ok_and(|env| script(settings, &env).is_some())
+}
+
+fn check_node(settings: &Settings, host: &Host) -> Result<(), Failure> {
+    let (listen, chosen) = (settings.origin("listen"), settings.origin("share"));
+    let http = |name: &str| {
+        usage(format!(
+            "{} asks the worker's own port, and in node mode any worker answers there; use --ready auto, or --share proxy",
+            settings.origin(name)
+        ))
+    };
+    if matches!(settings.workers.ready, Ready::Http(_)) {
+        return Err(http("ready"));
+    }
+    if matches!(settings.workers.watchdog, Some(Watchdog::Http(_))) {
+        return Err(http("watchdog"));
+    }
+    if settings.exec {
+        return Err(usage(format!("--exec leaves nobody to be the primary; leave {chosen} out")));
+    }
+    if settings.ipc == Switch::Off {
+        let ipc = settings.origin("ipc");
+        return Err(usage(format!(
+            "{ipc} is off, and node mode is made of that channel; leave one out"
+        )));
+    }
+    if settings.listen.len() > 1 {
+        return Err(usage(format!(
+            "{listen} is there {} times, and in node mode it sets PORT, which is one: leave the others out, the server opens them",
+            settings.listen.len()
+        )));
+    }
+    let env = size::inherited(settings, host)?;
+    let runtime = size::runtime(settings, &env);
+    let is_script = script(settings, &env).is_some();
+    if is_script || runtime == Runtime::Other || settings.command.is_empty() {
+        return Ok(());
+    }
+    let why = match runtime {
+        Runtime::Node | Runtime::Deno => {
+            "it is not node or deno itself with a script (npm, npx, --watch and others start the server as another process, and its channel does not reach it)"
+        }
+        Runtime::Bun => "Bun's servers do not take connections from a primary",
+        _ => "it is no Node server",
+    };
+    Err(usage(format!(
+        "{chosen} is node, and COMMAND cannot be a cluster worker: {why}; use another --share"
+    )))
+}
+
+/// Where the debuggers of workers listen, when each has to have a port of its own.
+pub(super) fn inspect(settings: &Settings, env: &Environment) -> Option<Inspect> {
+    let script = script(settings, env)?;
+    let options = env.get("NODE_OPTIONS").and_then(|options| options.to_str());
+    let (host, port) = script.inspect.or_else(|| inspect_option(options?))?;
+    if script.at.is_none() {
+        warn!(
+            event = "inspect",
+            port,
+            "every worker is told to wait for a debugger on port {port}, which only one can have"
+        );
+    }
+    Some(Inspect { at: script.at?, host, port })
 }
 
 fn check_balance(settings: &Settings, share: Share) -> Result<(), Failure> {

@@ -43,6 +43,7 @@ fn routes() -> Router<Backend> {
         .route("/v1/reload", post(|backend: State<Backend>| ask(backend, Ask::Reload)))
         .route("/v1/stop", post(|backend: State<Backend>| ask(backend, Ask::Stop)))
         .route("/v1/signal", post(signal))
+        .route("/v1/send", post(send))
         .route("/v1/upgrade", post(|backend: State<Backend>| ask(backend, Ask::Upgrade)))
         .fallback(|| async { refuse(404, "there is no such path; see docs/control.md") })
         .method_not_allowed_fallback(|| async {
@@ -228,12 +229,35 @@ async fn signal(backend: State<Backend>, bytes: Bytes) -> Response {
             ),
         );
     };
-    let worker = match &value["worker"] {
-        Value::Null => None,
-        other => match slot(other.to_string().trim_matches('"')) {
-            Ok(id) => Some(id),
-            Err(refused) => return refused,
-        },
+    match one(&value) {
+        Ok(worker) => ask(backend, Ask::Signal { number, worker }).await,
+        Err(refused) => refused,
+    }
+}
+
+/// `"worker": 2`, where not all are meant.
+#[expect(clippy::result_large_err, reason = "it is the answer")]
+fn one(value: &Value) -> Result<Option<u32>, Response> {
+    match &value["worker"] {
+        Value::Null => Ok(None),
+        other => slot(other.to_string().trim_matches('"')).map(Some),
+    }
+}
+
+/// `{"message": …}`, with `"worker": 2` for one alone.
+async fn send(backend: State<Backend>, bytes: Bytes) -> Response {
+    let mut value = match body(&bytes) {
+        Ok(value) => value,
+        Err(refused) => return refused,
     };
-    ask(backend, Ask::Signal { number, worker }).await
+    let Some(message) = value.get_mut("message").map(Value::take) else {
+        return refuse(
+            400,
+            "no message: expected {\"message\": JSON}, and \"worker\": ID for one alone",
+        );
+    };
+    match one(&value) {
+        Ok(worker) => ask(backend, Ask::Send { message, worker }).await,
+        Err(refused) => refused,
+    }
 }

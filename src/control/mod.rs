@@ -22,7 +22,7 @@ pub(crate) use wire::{
 };
 
 /// What is asked of the fleet.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Debug, PartialEq)]
 pub(crate) enum Ask {
     Status,
     Scale(Scale),
@@ -34,6 +34,11 @@ pub(crate) enum Ask {
     /// A signal's number, and the slot of the only worker that gets it.
     Signal {
         number: i32,
+        worker: Option<u32>,
+    },
+    /// A message for the workers, or for those of a slot.
+    Send {
+        message: serde_json::Value,
         worker: Option<u32>,
     },
     /// What is kept of the output of a slot, or of all.

@@ -72,8 +72,8 @@ pub(crate) struct WorkerStatus {
 pub(crate) struct Connections {
     /// Handed to it so far.
     pub(crate) accepted: u64,
-    /// Of those, open now.
-    pub(crate) active: u64,
+    /// Of those, open now; null where workers do not tell when one ends (`--share node`).
+    pub(crate) active: Option<u64>,
     /// Lost by it: broken off before their end.
     pub(crate) failed: u64,
 }

@@ -15,8 +15,8 @@ use crate::control::{
     self, Ask, Backend, Call, Connections, LastExit, Memory, Place, Reply, RolloutStatus, Scale,
     SlotStatus, Socket, Status, WorkerStatus,
 };
-use crate::fleet::{Event, FleetView, Kind, Note, SlotView, Time, Urgency};
-use crate::sockets;
+use crate::fleet::{Event, FleetView, Kind, Note, SlotView, Time, Urgency, WorkerKey};
+use crate::sockets::{self, Share};
 
 /// Calls that wait to be answered; more than anybody makes.
 const WAITING: usize = 64;
@@ -117,6 +117,7 @@ impl Engine {
                 Reply::Json(json!({ "stopping": true }))
             }
             Ask::Signal { number, worker } => self.pass_signal(*number, *worker),
+            Ask::Send { message, worker } => self.send(message, *worker),
             Ask::Logs(slot) => self.logs(*slot),
             Ask::Upgrade => return self.upgrade(Some(answer)),
         };
@@ -176,6 +177,20 @@ impl Engine {
         }
     }
 
+    fn send(&self, message: &serde_json::Value, worker: Option<u32>) -> Reply {
+        let here = self.running.values().filter(|running| !running.reaped);
+        if let Some(id) = worker.filter(|id| !here.clone().any(|running| running.slot == *id)) {
+            return Reply::Refused(404, format!("there is no worker {id}"));
+        }
+        match self.sharing.hub() {
+            Some(hub) => Reply::Json(json!({ "sent": hub.send(message, worker) })),
+            None => Reply::Refused(
+                409,
+                "the workers have no channel for messages; start with --ipc on".to_owned(),
+            ),
+        }
+    }
+
     fn logs(&self, slot: Option<u32>) -> Reply {
         let kept = |slot: &u32| self.rings.get(slot).map(|ring| ring.borrow().lines());
         let direct = self.running.values().any(|running| running.streams.is_empty());
@@ -195,6 +210,13 @@ impl Engine {
                 Reply::Logs(all.flat_map(|(id, lines)| control::prefixed(id, &lines)).collect())
             }
         }
+    }
+
+    fn connections(&self, worker: WorkerKey) -> Option<Connections> {
+        let sockets::Connections { accepted, active, failed } = self.sharing.connections(worker)?;
+        // Who hands a connection over does not hear of its end.
+        let active = (self.config.share != Share::Node).then_some(active);
+        Some(Connections { accepted, active, failed })
     }
 
     /// How everything stands.
@@ -217,7 +239,7 @@ impl Engine {
                 memory: Memory { private_bytes: used.private, shared_bytes: used.shared },
                 cpu_seconds: seconds(used.cpu),
                 processes: used.processes,
-                connections: self.sharing.connections(worker.key).map(connections),
+                connections: self.connections(worker.key),
                 status_text: running.status.clone(),
                 last_exit: slot.and_then(|slot| last_exit(slot, now)),
             })
@@ -249,11 +271,6 @@ impl Engine {
             vacant: vacant.collect(),
         }
     }
-}
-
-fn connections(of: sockets::Connections) -> Connections {
-    let sockets::Connections { accepted, active, failed } = of;
-    Connections { accepted, active, failed }
 }
 
 fn rollout(view: &FleetView) -> Option<RolloutStatus> {

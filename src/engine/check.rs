@@ -29,6 +29,8 @@ pub(crate) enum Check {
 /// The first looks at a start follow each other fast, the later ones do not.
 const FIRST_LOOK: Duration = Duration::from_millis(20);
 const LAST_LOOK: Duration = Duration::from_millis(500);
+/// The first look at a worker that tells us itself what it listens on.
+const SECOND_OPINION: Duration = Duration::from_secs(1);
 /// How often a worker that serves is asked, and how long it may take.
 const EVERY: Duration = Duration::from_secs(5);
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -104,8 +106,14 @@ impl Engine {
         let check = self.config.ready_check.clone()?;
         let place = self.place(leader);
         let inbox = self.inbox.0.clone();
+        let later = self.config.ready_by_listening;
         let task = tokio::task::spawn_local(async move {
             let mut pause = FIRST_LOOK;
+            if later {
+                // Nearly always it tells us by itself, and sooner.
+                sleep(SECOND_OPINION).await;
+                pause = LAST_LOOK;
+            }
             while !place.holds(&check).await {
                 sleep(pause).await;
                 pause = pause.mul_f64(1.5).min(LAST_LOOK);

@@ -1,7 +1,6 @@
 //! Why a worker ended, where its siblings tell: the commonest mistake is a server that binds its
 //! port by itself, N times.
 
-use std::collections::HashSet;
 use std::time::Duration;
 
 use tracing::error;
@@ -51,7 +50,7 @@ impl Engine {
             return None;
         }
         let words = String::from_utf8_lossy(&words);
-        let ours = HashSet::new();
+        let ours = self.sharing.ours();
         let siblings = self.running.values().filter(|running| !running.reaped);
         let mut open: Vec<(u16, i32)> = siblings
             .flat_map(|running| {

@@ -14,6 +14,10 @@ const OURS: &[&str] = &[
     "NOTIFY_SOCKET",
     "WATCHDOG_USEC",
     "WATCHDOG_PID",
+    // Of a Node that started us: what it is called by is not open in a worker.
+    "NODE_CHANNEL_FD",
+    "NODE_CHANNEL_SERIALIZATION_MODE",
+    "NODE_UNIQUE_ID",
     // Between two programs of ours.
     super::upgrade::VARIABLE,
     super::upgrade::ERROR,

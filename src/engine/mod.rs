@@ -62,7 +62,7 @@ pub(crate) use user::User;
 
 use crate::control::Place;
 use crate::fleet::{Action, Event, Fleet, Kind, Note, Policy, Time, Told, WorkerKey};
-use crate::sockets::{Listener, Share};
+use crate::sockets::{Address, Balance, Listener, Share};
 use answer::Control;
 use check::Look;
 use guard::Guard;
@@ -75,6 +75,7 @@ use spawn::Spawner;
 use upgrade::Proof;
 
 /// What to run, and how.
+#[expect(clippy::struct_excessive_bools, reason = "settings, each by itself")]
 pub(crate) struct Config {
     pub(crate) program: PathBuf,
     pub(crate) words: Vec<OsString>,
@@ -92,12 +93,24 @@ pub(crate) struct Config {
     pub(crate) user: Option<User>,
     pub(crate) dir: Option<PathBuf>,
     pub(crate) share: Share,
+    /// None where it was not said.
+    pub(crate) balance: Option<Balance>,
+    /// Where the workers of Node are to listen, by `--listen`.
+    pub(crate) asked: Option<Address>,
+    /// Whether workers get a channel for messages.
+    pub(crate) ipc: bool,
+    /// Each worker's debugger gets a port of its own.
+    pub(crate) inspect: Option<Inspect>,
+    /// What a worker is sent before its stop signal.
+    pub(crate) stop_message: Option<serde_json::Value>,
     pub(crate) listeners: Vec<Listener>,
     /// A shell command that runs once, before the first worker.
     pub(crate) before: Option<String>,
     pub(crate) surge: Surge,
     /// Whether `READY=1` makes a worker ready.
     pub(crate) ready_by_notice: bool,
+    /// Whether a server that listens makes a worker ready: Node tells us.
+    pub(crate) ready_by_listening: bool,
     pub(crate) ready_check: Option<Check>,
     pub(crate) health_check: Option<Check>,
     /// Of this instance.
@@ -108,6 +121,24 @@ pub(crate) struct Config {
     pub(crate) bound_by: &'static str,
     /// Who started us and wants to know how we are.
     pub(crate) manager: Option<Manager>,
+}
+
+/// Where debuggers of Node listen.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Inspect {
+    /// Which word is the script; the option goes before it.
+    pub(crate) at: usize,
+    /// All but the port.
+    pub(crate) host: String,
+    /// Of worker 1.
+    pub(crate) port: u16,
+}
+
+impl Inspect {
+    fn option(&self, slot: u32) -> OsString {
+        let port = u32::from(self.port) + slot - 1;
+        format!("--inspect-port={}{port}", self.host).into()
+    }
 }
 
 /// Reads anew what a reload brings in: the program, its words and its environment. The error tells what
@@ -304,6 +335,10 @@ impl Engine {
             }
             Note::Ready { worker, .. } => {
                 self.sharing.ready(worker);
+                if let Some(running) = self.running.get_mut(&worker) {
+                    // However it was found out, the look at its start is over.
+                    running.look = None;
+                }
                 self.look_for_life(worker);
             }
             Note::Leaving { worker, .. } | Note::Hung { worker, .. } => self.sharing.leaves(worker),

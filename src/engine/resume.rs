@@ -86,6 +86,7 @@ impl Engine {
             streams,
             rings: rings.collect(),
             listeners,
+            channels: self.sharing.keep_channels(keep)?,
             name: self.name.clone(),
             notify: self.notify.as_ref().map(|notify| keep(notify.fd())).transpose()?,
             control,
@@ -143,6 +144,10 @@ impl Engine {
                 look: None,
             };
             self.running.insert(worker.key, running);
+        }
+        if let Some(channels) = &state.channels {
+            let restored = self.sharing.restore_channels(channels);
+            restored.context("the channels of the workers cannot be taken over")?;
         }
         self.next_stream = state.next_stream;
         self.quick_failures.clone_from(&state.quick_failures);

@@ -3,19 +3,31 @@
 
 use std::collections::HashSet;
 use std::io;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, RawFd};
 use std::rc::Rc;
+use std::time::Duration;
 
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
+use tracing::warn;
 
 use super::resume::Keep;
-use super::{Config, Engine, ports};
-use crate::fleet::{self, Assignment, Event, FleetView, WorkerKey};
-use crate::sockets::{Connections, Equipment, FIRST_FD, Key, News, Reuseport, Share, revive};
+use super::{Config, Engine, ports, spawn};
+use crate::fleet::{self, Assignment, Event, FleetView, Kind, WorkerKey};
+use crate::sockets::node::{Cluster, Hub, Saved, Setup};
+use crate::sockets::{
+    Balance, Connections, Equipment, FIRST_FD, Key, News, Reuseport, Share, revive,
+};
+
+/// How long a worker of Node may take to say that it is there: at least, and at most.
+const DEAF: (Duration, Duration) = (Duration::from_secs(2), Duration::from_secs(10));
 
 /// The way that was chosen.
 pub(super) struct Sharing {
     way: Way,
+    /// The workers' channels, where they have any.
+    hub: Option<Hub>,
+    /// The first number that workers do not inherit.
+    end: RawFd,
     /// How the way tells us.
     teller: UnboundedSender<Told>,
     told: UnboundedReceiver<Told>,
@@ -26,7 +38,7 @@ type Told = (Key, News);
 
 enum Way {
     Off,
-    /// The same for all.
+    /// The same for all: also for Node, which asks for the rest by its channel.
     Fd(Equipment),
     Reuseport(Reuseport),
 }
@@ -35,10 +47,12 @@ impl Sharing {
     pub(super) fn new(config: &mut Config) -> io::Result<Self> {
         let (teller, told) = unbounded_channel();
         // Out of the way of the numbers that they will have in the workers.
-        let end = FIRST_FD + i32::try_from(config.listeners.len()).unwrap_or(0);
+        let channel = config.ipc || config.share == Share::Node;
+        let inherited = config.listeners.len() + usize::from(channel);
+        let end = FIRST_FD + i32::try_from(inherited).unwrap_or(0);
         let way = match config.share {
             Share::Off => Way::Off,
-            Share::Fd => {
+            Share::Fd | Share::Node => {
                 let copy = |fd| super::spawn::above(fd, end).map(Rc::new);
                 let sockets = config.listeners.iter().map(|listener| copy(&listener.fd));
                 Way::Fd(Equipment {
@@ -50,21 +64,38 @@ impl Sharing {
                 Way::Reuseport(Reuseport::new(&mut config.listeners, end, teller.clone())?)
             }
         };
-        Ok(Self { way, teller, told })
+        let cluster = |passed: &[_]| Cluster {
+            balance: config.balance.unwrap_or(Balance::Kernel),
+            asked: config.asked.clone(),
+            passed: passed.to_vec(),
+            user: config.user.as_ref().map(|user| (user.uid, user.gid)),
+            end,
+        };
+        let hub = channel.then(|| {
+            let cluster = match &way {
+                Way::Fd(all) if config.share == Share::Node => Some(cluster(&all.sockets)),
+                _ => None,
+            };
+            let stop_message = config.stop_message.clone();
+            let patience = (config.policy.readiness.timeout / 3).clamp(DEAF.0, DEAF.1);
+            Hub::new(Setup { cluster, stop_message, patience }, teller.clone())
+        });
+        Ok(Self { way, hub, end, teller, told })
     }
 
     /// How many descriptors a worker inherits from [`FIRST_FD`] on.
     pub(super) fn inherited(&self) -> usize {
-        match &self.way {
+        let sockets = match &self.way {
             Way::Off => 0,
             Way::Fd(all) => all.sockets.len(),
             Way::Reuseport(way) => way.count(),
-        }
+        };
+        sockets + usize::from(self.hub.is_some())
     }
 
     /// What a worker gets. A start that is refused afterwards is told by [`Sharing::gone`].
     pub(super) fn equip(&mut self, to: Assignment) -> io::Result<Equipment> {
-        Ok(match &mut self.way {
+        let mut equipment = match &mut self.way {
             Way::Off => Equipment::default(),
             Way::Fd(all) => {
                 all.sockets.iter().for_each(|socket| revive(socket));
@@ -73,11 +104,23 @@ impl Sharing {
             Way::Reuseport(way) => {
                 Equipment { sockets: way.equip(to.worker.0, to.slot)?, ..Equipment::default() }
             }
-        })
+        };
+        if let Some(hub) = &self.hub
+            && let Some((channel, env)) = hub.join(to.worker.0, to.slot)?
+        {
+            let number = FIRST_FD + i32::try_from(equipment.sockets.len()).unwrap_or(0);
+            equipment.channel = Some(spawn::above(&channel, self.end)?);
+            equipment.env.push(("NODE_CHANNEL_FD", number.to_string()));
+            equipment.env.extend(env);
+        }
+        Ok(equipment)
     }
 
     /// A worker serves.
     pub(super) fn ready(&mut self, worker: WorkerKey) {
+        if let Some(hub) = &self.hub {
+            hub.ready(worker.0);
+        }
         match &mut self.way {
             Way::Off | Way::Fd(_) => {}
             Way::Reuseport(way) => way.ready(worker.0),
@@ -86,6 +129,12 @@ impl Sharing {
 
     /// No more for a worker; [`News::Drained`] follows. `all`: so it is with all the others.
     fn drain(&mut self, worker: WorkerKey, all: bool) {
+        if let Some(hub) = self.hub.as_ref().filter(|hub| hub.drains()) {
+            if let Way::Reuseport(way) = &mut self.way {
+                way.leaves(worker.0);
+            }
+            return hub.drain(worker.0, all);
+        }
         match &mut self.way {
             // Nothing that we could lead elsewhere.
             Way::Off | Way::Fd(_) => {
@@ -97,6 +146,9 @@ impl Sharing {
 
     /// A worker goes, drained or not: nothing new for it.
     pub(super) fn leaves(&mut self, worker: WorkerKey) {
+        if let Some(hub) = &self.hub {
+            hub.leaves(worker.0);
+        }
         match &mut self.way {
             Way::Off | Way::Fd(_) => {}
             Way::Reuseport(way) => way.leaves(worker.0),
@@ -105,6 +157,9 @@ impl Sharing {
 
     /// Its leader has ended, or was never started.
     pub(super) fn gone(&mut self, worker: WorkerKey) {
+        if let Some(hub) = &self.hub {
+            hub.gone(worker.0);
+        }
         match &mut self.way {
             Way::Off | Way::Fd(_) => {}
             Way::Reuseport(way) => way.gone(worker.0),
@@ -113,6 +168,9 @@ impl Sharing {
 
     /// There are so many slots now; a worker of one that is no more may still be on its way out.
     pub(super) fn resized(&mut self, slots: u32) {
+        if let Some(hub) = &self.hub {
+            hub.resized(slots);
+        }
         match &mut self.way {
             Way::Off | Way::Fd(_) => {}
             Way::Reuseport(way) => way.resized(slots),
@@ -120,23 +178,26 @@ impl Sharing {
     }
 
     /// Null where the kernel carries them.
-    pub(super) fn connections(&self, _worker: WorkerKey) -> Option<Connections> {
+    pub(super) fn connections(&self, worker: WorkerKey) -> Option<Connections> {
         match &self.way {
-            Way::Off | Way::Fd(_) | Way::Reuseport(_) => None,
+            Way::Off | Way::Fd(_) | Way::Reuseport(_) => self.hub.as_ref()?.connections(worker.0),
         }
     }
 
     /// Sockets that workers have from us: there, the kernel answers for them.
     pub(super) fn ours(&self) -> HashSet<u64> {
+        let mut found = HashSet::new();
         match &self.way {
-            Way::Off => HashSet::new(),
-            Way::Fd(all) => all.sockets.iter().filter_map(|fd| ports::inode(&fd.as_fd())).collect(),
-            Way::Reuseport(way) => {
-                let mut found = HashSet::new();
-                way.each(|_, _, fd| found.extend(ports::inode(&fd)));
-                found
+            Way::Off => {}
+            Way::Fd(all) => {
+                found.extend(all.sockets.iter().filter_map(|fd| ports::inode(&fd.as_fd())));
             }
+            Way::Reuseport(way) => way.each(|_, _, fd| found.extend(ports::inode(&fd))),
         }
+        if let Some(hub) = &self.hub {
+            hub.sockets(|fd| found.extend(ports::inode(&fd)));
+        }
+        found
     }
 
     fn due(&mut self, worker: WorkerKey) {
@@ -148,6 +209,9 @@ impl Sharing {
 
     /// Nobody will fill this slot again.
     pub(super) fn vacant(&mut self, slot: u32) {
+        if let Some(hub) = &self.hub {
+            hub.vacant(slot);
+        }
         match &mut self.way {
             Way::Off | Way::Fd(_) => {}
             Way::Reuseport(way) => way.vacant(slot),
@@ -170,8 +234,25 @@ impl Sharing {
         kept.into_iter().collect()
     }
 
+    /// The channels and what is listened on for their sake, with the numbers that `keep` gives.
+    pub(super) fn keep_channels(&self, keep: &mut Keep<'_>) -> io::Result<Option<Saved>> {
+        self.hub.as_ref().map(|hub| hub.save(keep)).transpose()
+    }
+
+    pub(super) fn restore_channels(&self, saved: &Saved) -> io::Result<()> {
+        self.hub.as_ref().map_or(Ok(()), |hub| hub.restore(saved))
+    }
+
+    /// The workers' channels, where they have any.
+    pub(super) fn hub(&self) -> Option<&Hub> {
+        self.hub.as_ref()
+    }
+
     /// Goes on with the workers that an earlier program of ours has started.
     pub(super) fn resume(&mut self, view: &FleetView) {
+        if let Some(hub) = &self.hub {
+            hub.resume(view.target);
+        }
         let Way::Reuseport(way) = &mut self.way else { return };
         for worker in &view.workers {
             way.resume(worker.key.0, worker.slot, worker.state == "starting", worker.ready);
@@ -204,9 +285,39 @@ impl Engine {
 
     pub(super) fn learn(&mut self, worker: Key, news: News) {
         let worker = WorkerKey(worker);
-        match news {
-            News::Drained => self.tell(Event::Told { worker, what: fleet::Told::Drained }),
-            News::Due => self.sharing.due(worker),
+        let what = match news {
+            News::Drained => fleet::Told::Drained,
+            News::Leaves => fleet::Told::Stopping,
+            News::Listens if self.config.ready_by_listening => fleet::Told::Ready,
+            News::SaidReady if self.config.ready_by_notice => fleet::Told::Ready,
+            News::Listens | News::SaidReady => return,
+            News::Due => return self.sharing.due(worker),
+            News::Deaf => return self.deaf(worker),
+            News::PortTaken(port) => return port_taken(port),
+        };
+        self.tell(Event::Told { worker, what });
+    }
+
+    /// A worker has a channel that somebody else took: it is started again without.
+    fn deaf(&mut self, worker: WorkerKey) {
+        let running = self.running.get(&worker).filter(|running| !running.reaped);
+        let Some(slot) = running.map(|running| running.slot) else { return };
+        if self.sharing.hub().is_none_or(Hub::give_up) {
+            // All are being replaced already.
+            return;
         }
+        warn!(
+            event = "no_cluster",
+            worker = slot,
+            "worker {slot} does not answer as a Node cluster worker: something between us and node (npm, a shell, sudo) has its channel. \
+             The workers are started again without one, as with --share off; start node itself, or leave --share node out"
+        );
+        self.tell(Event::Renew { kind: Kind::Reload, slot: None, surge: 0 });
+    }
+}
+
+fn port_taken(port: u16) {
+    if let Some(holder) = ports::holder(port) {
+        warn!(event = "port_held", port, "port {port} is taken: {holder} listens there");
     }
 }

@@ -51,7 +51,7 @@ impl Engine {
 
     fn try_spawn(&mut self, to: Assignment) -> io::Result<Running> {
         let port = self.config.env.get("PORT").map(|port| port.to_string_lossy().into_owned());
-        let words = if self.config.template {
+        let mut words = if self.config.template {
             let mut values = vec![
                 ("id", to.slot.to_string()),
                 ("index", (to.slot - 1).to_string()),
@@ -62,6 +62,9 @@ impl Engine {
         } else {
             self.config.words.clone()
         };
+        if let Some(inspect) = self.config.inspect.as_ref().filter(|i| i.at <= words.len()) {
+            words.insert(inspect.at, inspect.option(to.slot));
+        }
         let record = self.record(to.slot, to.count);
         let words_from = record.ring.borrow().total();
         let mut streams = Vec::new();

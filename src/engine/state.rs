@@ -8,10 +8,11 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use crate::fleet::{Saved, WorkerKey};
+use crate::fleet::{self, WorkerKey};
+use crate::sockets::node::Saved;
 
 /// Changes where an older reader would misunderstand.
-pub(super) const VERSION: u32 = 1;
+pub(super) const VERSION: u32 = 2;
 
 /// The whole launcher.
 #[derive(Debug, Serialize, Deserialize)]
@@ -25,12 +26,15 @@ pub(super) struct State {
     pub(super) upgrades: u32,
     /// Since the first start; what the fleet's times count from.
     pub(super) elapsed: Duration,
-    pub(super) fleet: Saved,
+    pub(super) fleet: fleet::Saved,
     pub(super) workers: Vec<WorkerState>,
     /// By slot.
     pub(super) rings: BTreeMap<u32, RingState>,
     pub(super) listeners: Vec<ListenerState>,
     pub(super) streams: Vec<StreamState>,
+    /// The workers' channels, where they have any.
+    #[serde(default)]
+    pub(super) channels: Option<Saved>,
     /// The workers' `NOTIFY_SOCKET`, and our end of it.
     pub(super) name: String,
     pub(super) notify: Option<i32>,
@@ -65,6 +69,8 @@ impl State {
             .flat_map(|listener| listener.slots.iter().map(|(_, fd)| *fd).chain([listener.fd]));
         let control = self.control.iter().map(|(fd, _)| *fd);
         let guard = self.guard.iter().map(|(fd, _)| *fd);
+        let channels = self.channels.iter().flat_map(Saved::descriptors);
+        let streams = streams.chain(channels);
         streams.chain(listeners).chain(self.notify).chain(control).chain(guard).collect()
     }
 }

@@ -3,6 +3,7 @@
 //!
 //! Depends on `plan` for the runtimes. The parts are pure; this file reads.
 
+mod cluster;
 mod elf;
 mod forks;
 mod wrappers;
@@ -13,6 +14,7 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
 use crate::plan::Runtime;
+pub(crate) use cluster::{Script, cluster, inspect_option};
 pub(crate) use forks::{forks, runner};
 
 /// A script that is run by a script, that is run by …: no real chain is longer.
@@ -122,6 +124,7 @@ pub(crate) fn fuzz(words: &[String], file: &[u8]) {
         let same = |name: &str| Some(name.to_owned());
         let fork = forks(&found.words, &same, nowhere);
         let _ = (fork.map(|fork| fork.warning(2)), runner(&found.words, nowhere));
+        let _ = cluster(words, &found);
     }
 }
 

@@ -45,7 +45,10 @@ pub(crate) fn status(status: &Status) -> String {
             worker.restarts,
             show_size(worker.memory.private_bytes).replace(' ', ""),
             show_size(worker.memory.shared_bytes).replace(' ', ""),
-            worker.connections.map_or("-".to_owned(), |all| all.active.to_string()),
+            worker
+                .connections
+                .and_then(|all| all.active)
+                .map_or("-".to_owned(), |all| all.to_string()),
             exit(worker.last_exit.as_ref()),
         );
         let _ = writeln!(text, "{}", cut(&line, 80));
@@ -122,7 +125,7 @@ mod tests {
             processes: 3,
             connections: Some(crate::control::Connections {
                 accepted: 123_456,
-                active: 9999,
+                active: Some(9999),
                 failed: 0,
             }),
             status_text: Some("serving".repeat(30)),

@@ -24,6 +24,7 @@ use crate::units::{DURATION_FORMS, Fraction, SIZE_FORMS, parse_duration};
 pub(crate) use env_file::read_env_file;
 use heroku::{web_concurrency, web_memory};
 use layers::{Layers, unknown_variables};
+pub(crate) use values::message;
 use values::{headroom, mode, positive, positive_size, ready, signal, watchdog, whole};
 
 /// On, off, or what the situation suggests.
@@ -62,6 +63,8 @@ pub(crate) struct Settings {
     pub(crate) share: Option<Share>,
     /// `None` is auto.
     pub(crate) balance: Option<Balance>,
+    /// Whether workers get a channel for messages.
+    pub(crate) ipc: Switch,
     /// Where each setting that was chosen comes from.
     origins: Vec<(&'static str, String)>,
     /// Everything that was chosen, as it was written.
@@ -125,6 +128,8 @@ pub(crate) struct Workers {
     pub(crate) ready: Ready,
     pub(crate) ready_timeout: Duration,
     pub(crate) watchdog: Option<Watchdog>,
+    /// What a worker is sent before its stop signal.
+    pub(crate) stop_message: Option<serde_json::Value>,
 }
 
 /// What makes a worker ready.
@@ -160,6 +165,7 @@ const READY: &str = "auto, spawn, notify, listen, http:/PATH or delay:DURATION";
 const WATCHDOG: &str = "off, a duration such as 10s, or http:/PATH";
 const SHARES: &[(&str, Option<Share>)] = &[
     ("auto", None),
+    ("node", Some(Share::Node)),
     ("fd", Some(Share::Fd)),
     ("reuseport", Some(Share::Reuseport)),
     ("off", Some(Share::Off)),
@@ -211,6 +217,7 @@ impl Settings {
                 .map(|given| given.value),
             share: layers.choice_or("share", SHARES, defaults.share)?,
             balance: layers.choice_or("balance", BALANCES, None)?,
+            ipc: layers.choice_or("ipc", SWITCH, Switch::Auto)?,
             origins: layers.origins(),
             chosen: layers.chosen()?,
             warnings,
@@ -347,6 +354,7 @@ impl Workers {
             ready_timeout: value(layers.given("ready-timeout", DURATION_FORMS, parse_duration)?)
                 .unwrap_or(Duration::from_secs(30)),
             watchdog: layers.given("watchdog", WATCHDOG, watchdog)?.and_then(|given| given.value),
+            stop_message: layers.text("stop-message")?.filter(|text| !text.is_empty()).map(message),
         })
     }
 }
@@ -373,7 +381,7 @@ pub(crate) fn fuzz(text: &str) {
     let _ = Address::parse(text).map(|address| (address.name(), address.to_string()));
     let _ = (whole(text), positive_size(text), headroom(text), signal(text));
     let _ = (parse_duration(text), positive(text).and_then(Fraction::from_f64));
-    let _ = (ready(text), watchdog(text), mode(text));
+    let _ = (ready(text), watchdog(text), mode(text), message(text.to_owned()));
     let variables = [("WEB_CONCURRENCY", text), ("WEB_MEMORY", text), ("THRONG_X", text)];
     let host = Host::from_files(std::iter::empty::<(&str, &str)>()).with_env(variables);
     let _ = (web_concurrency(&host), web_memory(&host), unknown_variables(&host));

@@ -47,6 +47,11 @@ pub(super) fn mode(text: &str) -> Option<Mode> {
     octal.then(|| u32::from_str_radix(digits, 8).ok().and_then(Mode::from_bits)).flatten()
 }
 
+/// JSON, or a plain text, which nobody wants to quote twice: `shutdown`.
+pub(crate) fn message(text: String) -> serde_json::Value {
+    serde_json::from_str(&text).unwrap_or(serde_json::Value::String(text))
+}
+
 pub(super) fn ready(text: &str) -> Option<Ready> {
     match text {
         "auto" => Some(Ready::Auto),

@@ -3,6 +3,7 @@
 mod adopt;
 mod dialects;
 mod listen;
+pub(crate) mod node;
 mod passed;
 mod reuseport;
 mod share;

@@ -7,6 +7,8 @@ use std::rc::Rc;
 /// How connections reach the workers (`--share`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Share {
+    /// We are the cluster primary of Node's workers.
+    Node,
     /// One listening socket for all, inherited.
     Fd,
     /// One for each slot, inherited.
@@ -20,7 +22,7 @@ impl Share {
     /// gets its stop signal.
     pub(crate) fn drains(self) -> bool {
         match self {
-            Self::Reuseport => true,
+            Self::Node | Self::Reuseport => true,
             Self::Fd | Self::Off => false,
         }
     }
@@ -28,6 +30,7 @@ impl Share {
     /// Its name as a setting.
     pub(crate) fn name(self) -> &'static str {
         match self {
+            Self::Node => "node",
             Self::Fd => "fd",
             Self::Reuseport => "reuseport",
             Self::Off => "off",
@@ -37,6 +40,7 @@ impl Share {
     /// Who may choose the worker of a connection; the first does so where nobody says otherwise.
     pub(crate) fn balances(self) -> &'static [Balance] {
         match self {
+            Self::Node => &[Balance::Kernel, Balance::RoundRobin, Balance::StickyIp],
             Self::Fd | Self::Reuseport => &[Balance::Kernel],
             Self::Off => &[],
         }
@@ -86,6 +90,16 @@ pub(crate) struct Equipment {
 pub(crate) enum News {
     /// Nothing is under way with it any more: it may get its stop signal.
     Drained,
+    /// A server of it listens.
+    Listens,
+    /// It says that it is ready (`process.send('ready')`).
+    SaidReady,
+    /// It will go by itself.
+    Leaves,
+    /// It says nothing: somebody else has its channel.
+    Deaf,
+    /// It wants a port that somebody else has.
+    PortTaken(u16),
     /// What the way has put off for it is to be done now.
     Due,
 }

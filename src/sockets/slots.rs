@@ -51,7 +51,6 @@ impl Slots {
     /// `only_v6`: see [`tcp::open`]. The sockets have numbers from `end` on.
     ///
     /// The error is the kernel's: `EADDRINUSE` also where another run of our own user listens.
-    #[cfg_attr(not(test), expect(dead_code, reason = "for ways that bind when a worker asks"))]
     pub(crate) fn bind(
         address: SocketAddr,
         only_v6: Option<bool>,

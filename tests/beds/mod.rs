@@ -5,6 +5,7 @@
 
 pub(crate) mod docker;
 pub(crate) mod lines;
+pub(crate) mod nodes;
 pub(crate) mod qemu;
 pub(crate) mod systemd;
 

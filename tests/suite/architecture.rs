@@ -19,7 +19,7 @@ const MAY_NAME: &[(&str, &[&str])] = &[
     ("engine", &["control", "exit", "fleet", "http", "log", "plan", "probe", "sockets", "units"]),
     ("cli", &[]),
     ("program", &["plan"]),
-    ("fuzzing", &["probe", "program", "settings", "units"]),
+    ("fuzzing", &["probe", "program", "settings", "sockets", "units"]),
     ("settings", &["cli", "control", "exit", "fleet", "plan", "probe", "sockets", "units"]),
     (
         "command",

@@ -18,6 +18,8 @@ mod inherit;
 mod launch;
 mod load;
 mod manager;
+mod messages;
+mod node;
 mod output;
 mod properties;
 mod qemu;
