@@ -2,10 +2,11 @@
 #![expect(unsafe_code, reason = "a number in the environment becomes a descriptor")]
 
 use std::io;
-use std::os::fd::{BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use nix::fcntl::{FcntlArg, FdFlag, fcntl};
+use nix::sys::socket::{SockFlag, accept4};
 
 use super::FIRST_FD;
 
@@ -60,6 +61,14 @@ pub(crate) fn handed_down(fd: RawFd) -> io::Result<OwnedFd> {
     }
     // SAFETY: borrowed for one call, which fails harmlessly where the number is not open.
     unsafe { BorrowedFd::borrow_raw(fd) }.try_clone_to_owned()
+}
+
+/// The next connection of a listening socket, closed on exec; neither it nor this call ever waits.
+pub(super) fn accept(listener: BorrowedFd<'_>) -> nix::Result<OwnedFd> {
+    let flags = SockFlag::SOCK_NONBLOCK | SockFlag::SOCK_CLOEXEC;
+    let fd = accept4(listener.as_raw_fd(), flags)?;
+    // SAFETY: accept4 just returned this descriptor, and nothing else owns it.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
 /// Closes a descriptor that was handed down, after a copy was made of it.
