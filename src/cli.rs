@@ -203,9 +203,33 @@ pub(crate) const KEYS: &[Key] = &[
     },
     key(
         SOCKETS,
+        "socket-mode",
+        "MODE",
+        "Mode of the files of Unix sockets, as 660 [default: by the umask]",
+    ),
+    key(
+        SOCKETS,
         "share",
-        "fd|off",
-        "fd: every worker inherits the listening sockets (LISTEN_FDS and others) [default: off]",
+        "auto|proxy|fd|reuseport|off",
+        "proxy: pass connections to each worker's own PORT; fd: every worker inherits the listening sockets (LISTEN_FDS and others); reuseport: sockets of its own; auto: proxy with --listen or PORT, else off [default: auto]",
+    ),
+    key(
+        SOCKETS,
+        "upstream",
+        "port|unix",
+        "What each worker's PORT holds behind the proxy: a port, or the path of a Unix socket [default: port]",
+    ),
+    key(
+        SOCKETS,
+        "proxy-protocol",
+        "",
+        "Tell workers behind the proxy each client's address, by a PROXY protocol header (version 2)",
+    ),
+    key(
+        SOCKETS,
+        "balance",
+        "auto|kernel|least-connections|round-robin|sticky-ip",
+        "Who chooses the worker of a connection; what there is depends on --share [default: auto]",
     ),
     key(OPERATING, "name", "NAME", "Name of this instance, for the control commands"),
     key(

@@ -1,6 +1,7 @@
 //! The sockets of a run: those that a service manager passed to us, and those that we bind.
 
 use std::io;
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use anyhow::anyhow;
 use tracing::{info, warn};
@@ -8,7 +9,7 @@ use tracing::{info, warn};
 use crate::engine::{self, Resume};
 use crate::exit::{Failure, usage};
 use crate::settings::Settings;
-use crate::sockets::{Address, Listener, Passed, Share};
+use crate::sockets::{Address, Binding, Listener, Passed, Share};
 use crate::units::plural;
 
 /// What [`Passed::find`] found.
@@ -52,9 +53,15 @@ pub(super) fn open(
             "listening on {address}, passed to us as \"{name}\""
         );
     }
+    if share == Share::Reuseport && !listeners.is_empty() {
+        warn!(
+            event = "sockets",
+            "what was passed to us stays one socket for all workers, as with --share fd; for one of each worker, let --listen bind it"
+        );
+    }
     for address in &settings.listen {
         if !listeners.iter().any(|listener| listener.serves(address)) {
-            let mut listener = bind(address)?;
+            let mut listener = bind(settings, address)?;
             listener.asked = Some(address.to_string());
             let address = &listener.address;
             info!(event = "listening", address = %address, "listening on {address}");
@@ -70,7 +77,7 @@ fn go_on(settings: &Settings, resume: &Resume) -> anyhow::Result<Vec<Listener>> 
     for address in &settings.listen {
         let asked = address.to_string();
         if !listeners.iter().any(|listener| listener.asked.as_ref() == Some(&asked)) {
-            let mut listener = bind(address)?;
+            let mut listener = bind(settings, address)?;
             listener.asked = Some(asked);
             listeners.push(listener);
         }
@@ -95,19 +102,22 @@ fn ignore(found: &Found) {
     }
 }
 
-fn bind(address: &Address) -> Result<Listener, Failure> {
-    Listener::bind(address).map_err(|error| {
-        let port = match address {
-            Address::Port(port) => Some(*port),
-            Address::Tcp(address) => Some(address.port()),
-            Address::Unix(_) => None,
+fn bind(settings: &Settings, address: &Address) -> Result<Listener, Failure> {
+    // Who asks for both families by name means two sockets.
+    let v4_too = |v6: &SocketAddr| {
+        let v4 = Address::Tcp(SocketAddr::new(Ipv4Addr::UNSPECIFIED.into(), v6.port()));
+        v6.ip() == Ipv6Addr::UNSPECIFIED && v6.port() != 0 && settings.listen.contains(&v4)
+    };
+    let only_v6 = matches!(address, Address::Tcp(address) if v4_too(address));
+    let how = Binding { mode: settings.socket_mode, only_v6 };
+    Listener::bind(address, how).map_err(|error| {
+        let holder = || match address {
+            _ if error.kind() != io::ErrorKind::AddrInUse => None,
+            Address::Port(port) => engine::holder(*port),
+            Address::Tcp(address) => engine::holder(address.port()),
+            Address::Unix(path) => engine::unix_holder(path),
         };
-        let holder = if error.kind() == io::ErrorKind::AddrInUse {
-            port.and_then(engine::holder)
-        } else {
-            None
-        };
-        let holder = holder.map(|holder| format!("; {holder} listens there")).unwrap_or_default();
+        let holder = holder().map(|holder| format!("; {holder} listens there")).unwrap_or_default();
         Failure::Other(anyhow!(error).context(format!("cannot listen on {address}{holder}")))
     })
 }

@@ -20,7 +20,7 @@ use crate::plan::MOST_WORKERS;
 use crate::probe::Host;
 use crate::report;
 use crate::settings::{Format, Ready, Settings, Switch, Watchdog, Workers};
-use crate::sockets::{Address, Listener, Share, variables};
+use crate::sockets::{Address, Balance, Listener, ProxyOptions, Share, variables};
 
 /// A worker that says nothing by itself is taken for ready when it has lived for so long.
 const READY_AFTER: Duration = Duration::from_secs(1);
@@ -76,7 +76,12 @@ struct Prepared {
 
 impl Prepared {
     /// The command of the settings, from the file `program` or from where `PATH` says.
-    fn new(settings: &Settings, host: &Host, program: Option<PathBuf>) -> Result<Self, Failure> {
+    fn new(
+        settings: &Settings,
+        share: Share,
+        host: &Host,
+        program: Option<PathBuf>,
+    ) -> Result<Self, Failure> {
         let words = settings.command.clone();
         let dir = directory(settings)?;
         let mut env = size::inherited(settings, host)?;
@@ -86,7 +91,8 @@ impl Prepared {
             (None, None) => return Err(usage("no command given")),
         };
         let wants_port = words.iter().any(|word| word.to_string_lossy().contains("{port}"));
-        if settings.workers.template && wants_port && env.get("PORT").is_none() {
+        let has_port = share == Share::Proxy || env.get("PORT").is_some();
+        if settings.workers.template && wants_port && !has_port {
             return Err(usage(
                 "--template has a {port} to replace, and PORT is not set; set it, or leave {port} out",
             ));
@@ -124,7 +130,7 @@ pub(super) fn start(
     announce: &dyn Fn(&Address) -> Result<(), Failure>,
 ) -> Result<u8, Failure> {
     log::start(settings.output.log_json, settings.output.quiet, settings.output.verbose);
-    let prepared = Prepared::new(settings, host, program.clone())?;
+    let prepared = Prepared::new(settings, share, host, program.clone())?;
     let user = settings.workers.user.as_deref().map(user).transpose()?;
     prepared.sized.check(settings)?;
     if inherited.resume.is_none() {
@@ -144,17 +150,19 @@ pub(super) fn start(
         return Ok(SUCCESS);
     }
     let listeners = listeners::open(settings, share, found, resume.as_ref())?;
-    let sockets: Vec<(Address, String)> =
-        listeners.iter().map(|listener| (listener.address.clone(), listener.name())).collect();
-    let env = prepared.workers_env(settings, &sockets);
-    for (address, _) in &sockets {
-        announce(address)?;
+    for listener in &listeners {
+        announce(&listener.address)?;
     }
+    // Behind the proxy they inherit none.
+    let inherited = listeners.iter().filter(|_| share != Share::Proxy);
+    let sockets: Vec<(Address, String)> =
+        inherited.map(|listener| (listener.address.clone(), listener.name())).collect();
+    let env = prepared.workers_env(settings, &sockets);
     let renewal: Renewal = Box::new(move || {
         let again = || {
             let host = Host::live();
             let settings = read()?;
-            let prepared = Prepared::new(&settings, &host, program.clone())?;
+            let prepared = Prepared::new(&settings, share, &host, program.clone())?;
             let env = prepared.workers_env(&settings, &sockets);
             Ok((prepared.program, prepared.words, env))
         };
@@ -210,7 +218,7 @@ fn configure(settings: &Settings, host: &Host, sized: &Sized, parts: Parts) -> C
             max_restarts: settings.workers.max_restarts,
             grace: settings.workers.grace,
             drains: parts.share.drains(),
-            readiness: readiness(&settings.workers),
+            readiness: readiness(&settings.workers, parts.share),
             watchdog: match settings.workers.watchdog {
                 Some(Watchdog::Ping(every)) => Some(every),
                 _ => None,
@@ -230,11 +238,18 @@ fn configure(settings: &Settings, host: &Host, sized: &Sized, parts: Parts) -> C
         dir: parts.dir,
         share: parts.share,
         listeners: parts.listeners,
+        proxy: ProxyOptions {
+            balance: settings.balance.unwrap_or(Balance::LeastConnections),
+            header: settings.proxy.header,
+            unix: settings.proxy.unix,
+        },
         before: settings.workers.before.clone(),
         surge: settings.workers.surge.map_or(Surge::Auto, Surge::Most),
         ready_by_notice: matches!(settings.workers.ready, Ready::Auto | Ready::Notify),
         ready_check: match &settings.workers.ready {
             Ready::Listen => Some(Check::Listen),
+            // It is told where to listen, so that shows when it serves.
+            Ready::Auto if parts.share == Share::Proxy => Some(Check::Listen),
             Ready::Http(path) => Some(Check::Http(path.clone())),
             _ => None,
         },
@@ -250,8 +265,9 @@ fn configure(settings: &Settings, host: &Host, sized: &Sized, parts: Parts) -> C
     }
 }
 
-fn readiness(workers: &Workers) -> Readiness {
+fn readiness(workers: &Workers, share: Share) -> Readiness {
     let (alive, lenient) = match workers.ready {
+        Ready::Auto if share == Share::Proxy => (None, true),
         Ready::Auto => (Some(READY_AFTER), true),
         Ready::Spawn => (Some(Duration::ZERO), false),
         Ready::Delay(delay) => (Some(delay), false),

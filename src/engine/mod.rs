@@ -52,7 +52,7 @@ pub(crate) use check::Check;
 pub(crate) use environment::Environment;
 pub(crate) use manager::Manager;
 pub(crate) use open::run;
-pub(crate) use ports::holder;
+pub(crate) use ports::{holder, unix_holder};
 pub(crate) use program::{find, replace};
 pub(crate) use room::Surge;
 pub(crate) use start::exec_status;
@@ -61,7 +61,7 @@ pub(crate) use user::User;
 
 use crate::control::Place;
 use crate::fleet::{Action, Event, Fleet, Kind, Note, Policy, Time, Told, WorkerKey};
-use crate::sockets::{Listener, Share};
+use crate::sockets::{Listener, ProxyOptions, Share};
 use answer::Control;
 use check::Look;
 use guard::Guard;
@@ -92,6 +92,7 @@ pub(crate) struct Config {
     pub(crate) dir: Option<PathBuf>,
     pub(crate) share: Share,
     pub(crate) listeners: Vec<Listener>,
+    pub(crate) proxy: ProxyOptions,
     /// A shell command that runs once, before the first worker.
     pub(crate) before: Option<String>,
     pub(crate) surge: Surge,
@@ -265,7 +266,11 @@ impl Engine {
         let mut events = vec![event];
         let mut aged = Vec::new();
         while let Some(event) = events.pop() {
-            for action in self.fleet.step(self.started.elapsed(), event) {
+            let actions = self.fleet.step(self.started.elapsed(), event);
+            if self.fleet.is_ending() {
+                self.stop_sharing();
+            }
+            for action in actions {
                 if let Some(manager) = &mut self.manager {
                     manager.heed(&action);
                 }
@@ -307,6 +312,7 @@ impl Engine {
             }
             Note::Leaving { worker, .. } | Note::Hung { worker, .. } => self.sharing.leaves(worker),
             Note::Resized { to, .. } => self.sharing.resized(to),
+            Note::SlotFailed { slot, .. } | Note::SlotDone { slot } => self.sharing.vacant(slot),
             _ => self.control.note(note),
         }
     }

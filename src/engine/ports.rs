@@ -3,6 +3,7 @@
 use std::collections::HashSet;
 use std::net::SocketAddr;
 use std::os::fd::{AsFd, AsRawFd};
+use std::path::Path;
 
 use nix::sys::socket::{
     AddressFamily, SockFlag, SockType, SockaddrStorage, bind, setsockopt, socket, sockopt,
@@ -41,11 +42,21 @@ pub(crate) fn is_shared(address: &SocketAddr) -> bool {
 
 /// The process that listens on `port`, as far as `/proc` shows it: pid and command.
 pub(crate) fn holder(port: u16) -> Option<String> {
-    let inodes: HashSet<u64> = listeners()
-        .into_iter()
-        .filter(|(_, address)| address.port() == port)
-        .map(|(inode, _)| inode)
-        .collect();
+    let all = listeners().into_iter();
+    process_with(
+        &all.filter(|(_, address)| address.port() == port).map(|(inode, _)| inode).collect(),
+    )
+}
+
+/// The process that holds the Unix socket at `path`, in the same way.
+pub(crate) fn unix_holder(path: &Path) -> Option<String> {
+    let all = procfs::net::unix().ok()?.into_iter();
+    let here = all.filter(|entry| entry.path.as_deref() == Some(path));
+    process_with(&here.map(|entry| entry.inode).collect())
+}
+
+/// The first of those who have one of these sockets open.
+fn process_with(inodes: &HashSet<u64>) -> Option<String> {
     let process = procfs::process::all_processes()
         .ok()?
         .flatten()

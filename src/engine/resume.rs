@@ -50,12 +50,13 @@ impl Engine {
             });
         }
         let mut listeners = Vec::new();
-        for listener in &self.config.listeners {
+        for (index, listener) in self.config.listeners.iter().enumerate() {
             listeners.push(ListenerState {
                 fd: keep(listener.fd.as_fd())?,
                 asked: listener.asked.clone(),
                 name: listener.passed_as().map(str::to_owned),
                 file: listener.has_file(),
+                slots: self.sharing.keep_slots(index, keep)?,
             });
         }
         let rings = self.rings.iter().map(|(slot, ring)| {
@@ -162,13 +163,14 @@ impl Engine {
     /// Takes up the work again: looks at workers, and hears what came meanwhile.
     pub(super) fn work_on(&mut self, state: &State) {
         let view = self.fleet.view(self.now());
+        self.sharing.resume(&view);
         for worker in &view.workers {
             if worker.ready {
                 self.look_for_life(worker.key);
             } else if worker.state == "starting"
                 && let Some(pid) = self.running.get(&worker.key).map(|running| running.pid)
             {
-                let look = self.look_for_readiness(worker.key, pid);
+                let look = self.look_for_readiness(worker.key, worker.slot, pid);
                 if let Some(running) = self.running.get_mut(&worker.key) {
                     running.look = look;
                 }

@@ -42,6 +42,8 @@ impl Engine {
                     plural(early_ends, "early end")
                 );
             }
+            // Its end has been said.
+            Note::SlotDone { .. } => {}
             Note::Leftover { worker, slot } => {
                 info!(
                     event = "leftover",

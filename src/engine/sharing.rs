@@ -8,9 +8,12 @@ use std::rc::Rc;
 
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 
+use super::resume::Keep;
 use super::{Config, Engine, ports};
-use crate::fleet::{self, Assignment, Event, WorkerKey};
-use crate::sockets::{Connections, Equipment, FIRST_FD, Key, News, Share};
+use crate::fleet::{self, Assignment, Event, FleetView, WorkerKey};
+use crate::sockets::{
+    Connections, Equipment, FIRST_FD, Key, News, Proxy, Reuseport, Share, Upstream,
+};
 
 /// The way that was chosen.
 pub(super) struct Sharing {
@@ -27,15 +30,18 @@ enum Way {
     Off,
     /// The same for all.
     Fd(Equipment),
+    Reuseport(Reuseport),
+    Proxy(Proxy),
 }
 
 impl Sharing {
-    pub(super) fn new(config: &Config) -> io::Result<Self> {
+    pub(super) fn new(config: &mut Config) -> io::Result<Self> {
+        let (teller, told) = unbounded_channel();
+        // Out of the way of the numbers that they will have in the workers.
+        let end = FIRST_FD + i32::try_from(config.listeners.len()).unwrap_or(0);
         let way = match config.share {
             Share::Off => Way::Off,
             Share::Fd => {
-                // Out of the way of the numbers that they will have in the workers.
-                let end = FIRST_FD + i32::try_from(config.listeners.len()).unwrap_or(0);
                 let copy = |fd| super::spawn::above(fd, end).map(Rc::new);
                 let sockets = config.listeners.iter().map(|listener| copy(&listener.fd));
                 Way::Fd(Equipment {
@@ -43,78 +49,164 @@ impl Sharing {
                     ..Equipment::default()
                 })
             }
+            Share::Reuseport => {
+                Way::Reuseport(Reuseport::new(&mut config.listeners, end, teller.clone())?)
+            }
+            Share::Proxy => {
+                let copies = config.listeners.iter().map(|listener| listener.fd.try_clone());
+                let copies = copies.collect::<io::Result<_>>()?;
+                let user = config.user.as_ref().map(|user| (user.uid, user.gid));
+                Way::Proxy(Proxy::new(copies, config.proxy, user, teller.clone())?)
+            }
         };
-        let (teller, told) = unbounded_channel();
         Ok(Self { way, teller, told })
     }
 
     /// How many descriptors a worker inherits from [`FIRST_FD`] on.
     pub(super) fn inherited(&self) -> usize {
         match &self.way {
-            Way::Off => 0,
+            Way::Off | Way::Proxy(_) => 0,
             Way::Fd(all) => all.sockets.len(),
+            Way::Reuseport(way) => way.count(),
         }
     }
 
-    #[expect(clippy::unnecessary_wraps, reason = "a way may open sockets here")]
     /// What a worker gets. A start that is refused afterwards is told by [`Sharing::gone`].
-    pub(super) fn equip(&mut self, _to: Assignment) -> io::Result<Equipment> {
-        Ok(match &self.way {
+    pub(super) fn equip(&mut self, to: Assignment) -> io::Result<Equipment> {
+        Ok(match &mut self.way {
             Way::Off => Equipment::default(),
             Way::Fd(all) => Equipment { sockets: all.sockets.clone(), ..Equipment::default() },
+            Way::Reuseport(way) => {
+                Equipment { sockets: way.equip(to.worker.0, to.slot)?, ..Equipment::default() }
+            }
+            Way::Proxy(way) => {
+                let port = way.equip(to.worker.0, to.slot)?.to_string();
+                Equipment { env: vec![("PORT", port)], ..Equipment::default() }
+            }
         })
     }
 
     /// A worker serves.
-    pub(super) fn ready(&mut self, _worker: WorkerKey) {
-        match &self.way {
+    pub(super) fn ready(&mut self, worker: WorkerKey) {
+        match &mut self.way {
             Way::Off | Way::Fd(_) => {}
+            Way::Reuseport(way) => way.ready(worker.0),
+            Way::Proxy(way) => way.ready(worker.0),
         }
     }
 
-    /// No more for a worker; [`News::Drained`] follows.
-    fn drain(&mut self, worker: WorkerKey) {
-        match &self.way {
+    /// No more for a worker; [`News::Drained`] follows. `all`: so it is with all the others.
+    fn drain(&mut self, worker: WorkerKey, all: bool) {
+        match &mut self.way {
             // Nothing that we could lead elsewhere.
             Way::Off | Way::Fd(_) => {
                 let _ = self.teller.send((worker.0, News::Drained));
             }
+            Way::Reuseport(way) => way.drain(worker.0, all),
+            Way::Proxy(way) => way.drain(worker.0),
         }
     }
 
     /// A worker goes, drained or not: nothing new for it.
-    pub(super) fn leaves(&mut self, _worker: WorkerKey) {
-        match &self.way {
+    pub(super) fn leaves(&mut self, worker: WorkerKey) {
+        match &mut self.way {
             Way::Off | Way::Fd(_) => {}
+            Way::Reuseport(way) => way.leaves(worker.0),
+            Way::Proxy(way) => way.leaves(worker.0),
         }
     }
 
     /// Its leader has ended, or was never started.
-    pub(super) fn gone(&mut self, _worker: WorkerKey) {
-        match &self.way {
+    pub(super) fn gone(&mut self, worker: WorkerKey) {
+        match &mut self.way {
             Way::Off | Way::Fd(_) => {}
+            Way::Reuseport(way) => way.gone(worker.0),
+            Way::Proxy(way) => way.gone(worker.0),
         }
     }
 
     /// There are so many slots now; a worker of one that is no more may still be on its way out.
-    pub(super) fn resized(&mut self, _slots: u32) {
-        match &self.way {
-            Way::Off | Way::Fd(_) => {}
+    pub(super) fn resized(&mut self, slots: u32) {
+        match &mut self.way {
+            Way::Off | Way::Fd(_) | Way::Proxy(_) => {}
+            Way::Reuseport(way) => way.resized(slots),
         }
     }
 
     /// Null where the kernel carries them.
-    pub(super) fn connections(&self, _worker: WorkerKey) -> Option<Connections> {
+    pub(super) fn connections(&self, worker: WorkerKey) -> Option<Connections> {
         match &self.way {
-            Way::Off | Way::Fd(_) => None,
+            Way::Off | Way::Fd(_) | Way::Reuseport(_) => None,
+            Way::Proxy(way) => way.connections(worker.0),
         }
     }
 
     /// Sockets that workers have from us: there, the kernel answers for them.
     pub(super) fn ours(&self) -> HashSet<u64> {
         match &self.way {
-            Way::Off => HashSet::new(),
+            Way::Off | Way::Proxy(_) => HashSet::new(),
             Way::Fd(all) => all.sockets.iter().filter_map(|fd| ports::inode(&fd.as_fd())).collect(),
+            Way::Reuseport(way) => {
+                let mut found = HashSet::new();
+                way.each(|_, _, fd| found.extend(ports::inode(&fd)));
+                found
+            }
+        }
+    }
+
+    /// Nobody will fill this slot again.
+    pub(super) fn vacant(&mut self, slot: u32) {
+        match &mut self.way {
+            Way::Off | Way::Fd(_) | Way::Proxy(_) => {}
+            Way::Reuseport(way) => way.vacant(slot),
+        }
+    }
+
+    /// The sockets that slots have of their own for the listener `index`, with the numbers that `keep` gives.
+    pub(super) fn keep_slots(
+        &self,
+        index: usize,
+        keep: &mut Keep<'_>,
+    ) -> io::Result<Vec<(Option<u32>, i32)>> {
+        let Way::Reuseport(way) = &self.way else { return Ok(Vec::new()) };
+        let mut kept = Vec::new();
+        way.each(|at, slot, fd| {
+            if at == index {
+                kept.push(keep(fd).map(|fd| (slot, fd)));
+            }
+        });
+        kept.into_iter().collect()
+    }
+
+    /// Where a worker was told to listen, where it has a place of its own.
+    pub(super) fn upstream(&self, worker: WorkerKey) -> Option<Upstream> {
+        match &self.way {
+            Way::Proxy(way) => way.upstream(worker.0),
+            Way::Off | Way::Fd(_) | Way::Reuseport(_) => None,
+        }
+    }
+
+    /// All will stop. True where the listening sockets are of no use any more.
+    fn stop(&mut self) -> bool {
+        match &mut self.way {
+            Way::Proxy(way) => {
+                way.stop();
+                true
+            }
+            Way::Off | Way::Fd(_) | Way::Reuseport(_) => false,
+        }
+    }
+
+    /// Goes on with the workers that an earlier program of ours has started.
+    pub(super) fn resume(&mut self, view: &FleetView) {
+        let Way::Reuseport(way) = &mut self.way else { return };
+        for worker in &view.workers {
+            way.resume(worker.key.0, worker.slot, worker.state == "starting", worker.ready);
+        }
+        way.resized(view.target);
+        // Who was being drained is drained anew; who has its signal already takes no notice.
+        for worker in view.workers.iter().filter(|worker| worker.state == "draining") {
+            way.drain(worker.key.0, view.stopping);
         }
     }
 
@@ -129,11 +221,19 @@ impl Sharing {
 }
 
 impl Engine {
+    /// The stop has begun: new clients are refused at once, where we are who they come to.
+    pub(super) fn stop_sharing(&mut self) {
+        if self.sharing.stop() {
+            self.config.listeners.clear();
+        }
+    }
+
     pub(super) fn drain(&mut self, worker: WorkerKey) {
         if let Some(running) = self.running.get_mut(&worker) {
             running.asked = true;
         }
-        self.sharing.drain(worker);
+        let all = self.fleet.is_ending();
+        self.sharing.drain(worker, all);
     }
 
     pub(super) fn learn(&mut self, worker: Key, news: News) {

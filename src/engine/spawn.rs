@@ -8,7 +8,7 @@
 use std::ffi::{CStr, CString, OsString};
 use std::fs::OpenOptions;
 use std::io::{self, Write};
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
+use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::process::CommandExt;
 use std::path::Path;
@@ -29,6 +29,7 @@ use nix::unistd::{
 use super::user::User;
 use crate::fleet::Ended;
 use crate::sockets::FIRST_FD;
+pub(super) use crate::sockets::above;
 
 /// How much more likely than us the kernel is to kill a worker (`proc_pid_oom_score_adj(5)`).
 const OOM_RAISE: i32 = 100;
@@ -137,14 +138,6 @@ impl Spawner {
         let child = command.spawn()?;
         Ok(Pid::from_raw(child.id().cast_signed()))
     }
-}
-
-/// A copy of `fd` that is at least `end`, closed on exec.
-pub(crate) fn above(fd: &impl AsFd, end: RawFd) -> io::Result<OwnedFd> {
-    use std::os::fd::FromRawFd;
-    let copy = nix::fcntl::fcntl(fd, nix::fcntl::FcntlArg::F_DUPFD_CLOEXEC(end))?;
-    // SAFETY: fcntl just returned this descriptor, and nothing else owns it.
-    Ok(unsafe { OwnedFd::from_raw_fd(copy) })
 }
 
 /// What the child needs; made before the fork.

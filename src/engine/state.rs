@@ -59,7 +59,10 @@ impl State {
     /// The numbers of all descriptors that it names.
     pub(super) fn descriptors(&self) -> Vec<i32> {
         let streams = self.streams.iter().map(|stream| stream.fd);
-        let listeners = self.listeners.iter().map(|listener| listener.fd);
+        let listeners = self
+            .listeners
+            .iter()
+            .flat_map(|listener| listener.slots.iter().map(|(_, fd)| *fd).chain([listener.fd]));
         let control = self.control.iter().map(|(fd, _)| *fd);
         let guard = self.guard.iter().map(|(fd, _)| *fd);
         streams.chain(listeners).chain(self.notify).chain(control).chain(guard).collect()
@@ -109,6 +112,9 @@ pub(super) struct ListenerState {
     pub(super) name: Option<String>,
     /// Whether we made its file, and remove it at the end.
     pub(super) file: bool,
+    /// Where each slot has a socket of its own: all of them, in the kernel's order.
+    #[serde(default)]
+    pub(super) slots: Vec<(Option<u32>, i32)>,
 }
 
 /// Bytes of any kind as text of JSON: each is the character of its number.

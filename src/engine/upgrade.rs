@@ -104,6 +104,10 @@ impl Resume {
             let listener = Listener::adopt(fd, state.name.clone());
             let mut listener = listener.map_err(anyhow::Error::msg)?;
             listener.asked.clone_from(&state.asked);
+            for (slot, fd) in &state.slots {
+                let fd = handed_down(*fd).context("the listening socket of a slot is gone")?;
+                listener.slots.push((*slot, fd));
+            }
             Ok(listener)
         };
         self.state.listeners.iter().map(adopt).collect()

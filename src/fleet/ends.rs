@@ -166,6 +166,7 @@ impl Fleet {
         }
         if !again {
             slot.state = SlotState::Done { success: !end.failure };
+            actions.push(Action::Say(Note::SlotDone { slot: id }));
             return;
         }
         slot.restarts += 1;

@@ -233,6 +233,10 @@ pub(crate) enum Note {
         slot: u32,
         early_ends: u32,
     },
+    /// Its worker has ended, and nobody takes its place.
+    SlotDone {
+        slot: u32,
+    },
     Leftover {
         worker: WorkerKey,
         slot: u32,

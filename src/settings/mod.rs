@@ -12,18 +12,19 @@ use std::time::Duration;
 
 use clap::ArgMatches;
 use nix::sys::signal::Signal;
+use nix::sys::stat::Mode;
 
 use crate::control::Place;
 use crate::exit::{Failure, usage};
 use crate::fleet::Restart;
 use crate::plan::{Choice, Given, Headroom, Rounding};
 use crate::probe::Host;
-use crate::sockets::{Address, Share};
+use crate::sockets::{Address, Balance, Share};
 use crate::units::{DURATION_FORMS, Fraction, SIZE_FORMS, parse_duration};
 pub(crate) use env_file::read_env_file;
 use heroku::{web_concurrency, web_memory};
 use layers::{Layers, unknown_variables};
-use values::{headroom, positive, positive_size, ready, signal, watchdog, whole};
+use values::{headroom, mode, positive, positive_size, ready, signal, watchdog, whole};
 
 /// On, off, or what the situation suggests.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -55,14 +56,28 @@ pub(crate) struct Settings {
     pub(crate) workers: Workers,
     pub(crate) operating: Operating,
     pub(crate) listen: Vec<Address>,
+    /// Of the files of Unix sockets; `None` is what the umask says.
+    pub(crate) socket_mode: Option<Mode>,
     /// `None` is auto.
     pub(crate) share: Option<Share>,
+    /// `None` is auto.
+    pub(crate) balance: Option<Balance>,
+    pub(crate) proxy: Passing,
     /// Where each setting that was chosen comes from.
     origins: Vec<(&'static str, String)>,
     /// Everything that was chosen, as it was written.
     pub(crate) chosen: Vec<Choice>,
     /// What is odd and was passed over.
     pub(crate) warnings: Vec<String>,
+}
+
+/// How the proxy meets the workers.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Passing {
+    /// At Unix sockets, in place of ports.
+    pub(crate) unix: bool,
+    /// With a header that tells who the client is.
+    pub(crate) header: bool,
 }
 
 /// How many workers.
@@ -153,8 +168,21 @@ pub(crate) struct Operating {
 const COUNT: &str = "a whole number from 1 to 10000";
 const READY: &str = "auto, spawn, notify, listen, http:/PATH or delay:DURATION";
 const WATCHDOG: &str = "off, a duration such as 10s, or http:/PATH";
-const SHARES: &[(&str, Option<Share>)] =
-    &[("auto", None), ("fd", Some(Share::Fd)), ("off", Some(Share::Off))];
+const SHARES: &[(&str, Option<Share>)] = &[
+    ("auto", None),
+    ("fd", Some(Share::Fd)),
+    ("reuseport", Some(Share::Reuseport)),
+    ("proxy", Some(Share::Proxy)),
+    ("off", Some(Share::Off)),
+];
+const BALANCES: &[(&str, Option<Balance>)] = &[
+    ("auto", None),
+    ("kernel", Some(Balance::Kernel)),
+    ("least-connections", Some(Balance::LeastConnections)),
+    ("round-robin", Some(Balance::RoundRobin)),
+    ("sticky-ip", Some(Balance::StickyIp)),
+];
+const UPSTREAMS: &[(&str, bool)] = &[("port", false), ("unix", true)];
 const SWITCH: &[(&str, Switch)] =
     &[("auto", Switch::Auto), ("on", Switch::On), ("off", Switch::Off)];
 
@@ -190,7 +218,15 @@ impl Settings {
             workers: Workers::read(&layers)?,
             operating: Operating::read(&layers)?,
             listen: layers.addresses(defaults.listen)?,
+            socket_mode: layers
+                .given("socket-mode", "three octal digits such as 660", mode)?
+                .map(|given| given.value),
             share: layers.choice_or("share", SHARES, defaults.share)?,
+            balance: layers.choice_or("balance", BALANCES, None)?,
+            proxy: Passing {
+                unix: layers.choice_or("upstream", UPSTREAMS, false)?,
+                header: layers.switch("proxy-protocol")?,
+            },
             origins: layers.origins(),
             chosen: layers.chosen()?,
             warnings,
@@ -353,7 +389,7 @@ pub(crate) fn fuzz(text: &str) {
     let _ = Address::parse(text).map(|address| (address.name(), address.to_string()));
     let _ = (whole(text), positive_size(text), headroom(text), signal(text));
     let _ = (parse_duration(text), positive(text).and_then(Fraction::from_f64));
-    let _ = (ready(text), watchdog(text));
+    let _ = (ready(text), watchdog(text), mode(text));
     let variables = [("WEB_CONCURRENCY", text), ("WEB_MEMORY", text), ("THRONG_X", text)];
     let host = Host::from_files(std::iter::empty::<(&str, &str)>()).with_env(variables);
     let _ = (web_concurrency(&host), web_memory(&host), unknown_variables(&host));

@@ -1,6 +1,7 @@
 //! What the text of one setting means. Pure functions; `None` is "not that".
 
 use nix::sys::signal::Signal;
+use nix::sys::stat::Mode;
 
 use super::{Ready, Watchdog};
 use crate::plan::{Headroom, MOST_WORKERS};
@@ -37,6 +38,13 @@ pub(super) fn signal(text: &str) -> Option<Signal> {
     let signal = Signal::try_from(parse_signal(text)?).ok()?;
     // A worker can neither catch these nor end by STOP and CONT.
     (!matches!(signal, Signal::SIGSTOP | Signal::SIGCONT | Signal::SIGCHLD)).then_some(signal)
+}
+
+/// `660`, `0660`: permissions alone.
+pub(super) fn mode(text: &str) -> Option<Mode> {
+    let digits = text.strip_prefix('0').unwrap_or(text);
+    let octal = digits.len() == 3 && digits.bytes().all(|b| (b'0'..=b'7').contains(&b));
+    octal.then(|| u32::from_str_radix(digits, 8).ok().and_then(Mode::from_bits)).flatten()
 }
 
 pub(super) fn ready(text: &str) -> Option<Ready> {

@@ -2,11 +2,14 @@
 #![expect(unsafe_code, reason = "a number in the environment becomes a descriptor")]
 
 use std::io;
-use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use nix::fcntl::{FcntlArg, FdFlag, fcntl};
 use nix::sys::socket::{SockFlag, accept4};
+
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
 
 use super::FIRST_FD;
 
@@ -53,6 +56,13 @@ impl Claim {
     }
 }
 
+/// A copy of `fd` that is at least `end`, closed on exec.
+pub(crate) fn above(fd: &impl AsFd, end: RawFd) -> io::Result<OwnedFd> {
+    let copy = fcntl(fd, FcntlArg::F_DUPFD_CLOEXEC(end))?;
+    // SAFETY: fcntl just returned this descriptor, and nothing else owns it.
+    Ok(unsafe { OwnedFd::from_raw_fd(copy) })
+}
+
 /// A copy, closed on exec, of a descriptor that our predecessor in this process has left open for us.
 /// The original stays as it is until [`give_up`].
 pub(crate) fn handed_down(fd: RawFd) -> io::Result<OwnedFd> {
@@ -69,6 +79,13 @@ pub(super) fn accept(listener: BorrowedFd<'_>) -> nix::Result<OwnedFd> {
     let fd = accept4(listener.as_raw_fd(), flags)?;
     // SAFETY: accept4 just returned this descriptor, and nothing else owns it.
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+/// Watches a descriptor, which is owned from here on, for something to read.
+pub(super) fn watch(fd: OwnedFd) -> io::Result<AsyncFd<OwnedFd>> {
+    // SAFETY: the descriptor is open, the watch owns it, and nothing takes it out and closes it before
+    // the watch has ended.
+    Ok(unsafe { AsyncFd::register_with_interest(fd, Interest::READABLE) }?)
 }
 
 /// Closes a descriptor that was handed down, after a copy was made of it.

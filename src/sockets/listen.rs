@@ -2,15 +2,23 @@
 //! worker that ends loses no connection that nobody had accepted yet.
 
 use std::fmt;
+use std::fs::File;
 use std::io;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use nix::errno::Errno;
-use nix::sys::socket::{AddressFamily, SockFlag, SockType, UnixAddr, connect, socket};
+use nix::fcntl::{Flock, FlockArg};
+use nix::sys::socket::{
+    AddressFamily, Backlog, SockFlag, SockType, UnixAddr, connect, listen, socket,
+};
+use nix::sys::stat::{Mode, umask};
+
+use super::tcp;
 
 /// Where to listen.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -67,6 +75,15 @@ impl fmt::Display for Address {
     }
 }
 
+/// What an address leaves open.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Binding {
+    /// Of the file of a Unix socket; the umask decides where it is not said.
+    pub(crate) mode: Option<Mode>,
+    /// An IPv6 address leaves IPv4 to another listener; the machine decides where it does not have to.
+    pub(crate) only_v6: bool,
+}
+
 /// A bound and listening socket; the file of a Unix socket that we bound goes with it.
 #[derive(Debug)]
 pub(crate) struct Listener {
@@ -75,6 +92,10 @@ pub(crate) struct Listener {
     pub(crate) fd: OwnedFd,
     /// What `--listen` said, where it was asked for there.
     pub(crate) asked: Option<String>,
+    /// With a socket for each slot: those that an earlier program of ours had, as [`Slots::members`] has them.
+    ///
+    /// [`Slots::members`]: super::Slots::members
+    pub(crate) slots: Vec<(Option<u32>, OwnedFd)>,
     /// What it is called by whoever passed it to us.
     name: Option<String>,
     file: Option<SocketFile>,
@@ -97,46 +118,52 @@ impl SocketFile {
 
 impl Listener {
     /// Binds and listens.
-    pub(crate) fn bind(address: &Address) -> io::Result<Self> {
+    pub(crate) fn bind(address: &Address, how: Binding) -> io::Result<Self> {
         match address {
-            Address::Unix(path) => Self::bind_unix(path),
-            Address::Tcp(wanted) => Self::tcp(TcpListener::bind(wanted)?),
+            Address::Unix(path) => Self::bind_unix(path, how.mode),
+            Address::Tcp(wanted) => Self::tcp(*wanted, how.only_v6.then_some(true)),
             Address::Port(port) => {
-                let dual =
-                    TcpListener::bind(SocketAddr::new(IpAddr::V6(Ipv6Addr::UNSPECIFIED), *port));
-                Self::tcp(match dual {
+                let all: [IpAddr; 2] = [Ipv6Addr::UNSPECIFIED.into(), Ipv4Addr::UNSPECIFIED.into()];
+                let [both, v4] = all.map(|all| SocketAddr::new(all, *port));
+                match Self::tcp(both, Some(false)) {
                     // A machine without IPv6.
                     Err(error)
                         if error.kind() != io::ErrorKind::AddrInUse
                             && error.kind() != io::ErrorKind::PermissionDenied =>
                     {
-                        TcpListener::bind(SocketAddr::new(
-                            IpAddr::V4(Ipv4Addr::UNSPECIFIED),
-                            *port,
-                        ))?
+                        Self::tcp(v4, None)
                     }
-                    dual => dual?,
-                })
+                    dual => dual,
+                }
             }
         }
     }
 
-    fn tcp(listener: TcpListener) -> io::Result<Self> {
-        let address = Address::Tcp(listener.local_addr()?);
-        Ok(Self { address, fd: listener.into(), asked: None, name: None, file: None })
+    fn tcp(wanted: SocketAddr, only_v6: Option<bool>) -> io::Result<Self> {
+        let fd = tcp::open(wanted, only_v6, tcp::BACKLOG, tcp::Join::Nobody)?;
+        let address = Address::Tcp(tcp::local(&fd)?.unwrap_or(wanted));
+        Ok(Self { address, fd, asked: None, slots: Vec::new(), name: None, file: None })
     }
 
-    fn bind_unix(path: &Path) -> io::Result<Self> {
+    fn bind_unix(path: &Path, mode: Option<Mode>) -> io::Result<Self> {
+        // Of two that find the same stale file, the second must not remove what the first has made.
+        let _turn = turn(path);
         remove_stale(path)?;
-        let listener = UnixListener::bind(path)?;
+        // From its first moment on: nobody could connect in between.
+        let before = mode.map(|mode| umask(!mode & Mode::from_bits_truncate(0o777)));
+        let listener = UnixListener::bind(path);
+        before.map(umask);
+        let listener = listener?;
+        listen(&listener, Backlog::new(tcp::BACKLOG).unwrap_or(Backlog::MAXALLOWABLE))?;
         let file = Some(SocketFile::of(path)?);
         let address = Address::Unix(path.to_owned());
-        Ok(Self { address, fd: listener.into(), asked: None, name: None, file })
+        let fd = listener.into();
+        Ok(Self { address, fd, asked: None, slots: Vec::new(), name: None, file })
     }
 
     /// One that somebody else bound and keeps: its file is theirs.
     pub(super) fn passed(address: Address, fd: OwnedFd, name: Option<String>) -> Self {
-        Self { address, fd, asked: None, name, file: None }
+        Self { address, fd, asked: None, slots: Vec::new(), name, file: None }
     }
 
     /// What whoever passed it to us calls it.
@@ -154,6 +181,12 @@ impl Listener {
         if let Address::Unix(path) = &self.address {
             self.file = SocketFile::of(path).ok();
         }
+    }
+
+    /// Whether it is a socket of ours that several sockets may stand for.
+    pub(crate) fn may_have_slots(&self) -> bool {
+        // One that was passed to us stays when we go, and with it what waits there.
+        self.asked.is_some() && matches!(self.address, Address::Tcp(_))
     }
 
     /// Its name in `LISTEN_FDNAMES`.
@@ -182,6 +215,21 @@ impl Drop for Listener {
             let _ = std::fs::remove_file(&file.path);
         }
     }
+}
+
+/// The only one of us who is at work in the folder of `path`. None where it cannot be had for long: the
+/// folder may be somebody else's to lock.
+fn turn(path: &Path) -> Option<Flock<File>> {
+    let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty());
+    let mut folder = File::open(parent.unwrap_or(Path::new("."))).ok()?;
+    for _ in 0..100 {
+        match Flock::lock(folder, FlockArg::LockExclusiveNonblock) {
+            Ok(turn) => return Some(turn),
+            Err((back, _)) => folder = back,
+        }
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    None
 }
 
 /// Takes a socket file away that nobody answers on; whatever else is there stays.
@@ -238,12 +286,21 @@ mod tests {
         let path = dir.path().join("s");
         let address = Address::Unix(path.clone());
         drop(UnixListener::bind(&path).unwrap());
-        let ours = Listener::bind(&address).unwrap();
-        assert_eq!(Listener::bind(&address).unwrap_err().kind(), io::ErrorKind::AddrInUse);
+        let ours = Listener::bind(&address, Binding::default()).unwrap();
+        assert_eq!(
+            Listener::bind(&address, Binding::default()).unwrap_err().kind(),
+            io::ErrorKind::AddrInUse
+        );
         drop(ours);
         assert!(!path.exists());
+        let mode =
+            |mode: u32| Binding { mode: Some(Mode::from_bits(mode).unwrap()), only_v6: false };
+        for wanted in [0o600, 0o666, 0o777] {
+            let _ours = Listener::bind(&address, mode(wanted)).unwrap();
+            assert_eq!(std::fs::metadata(&path).unwrap().mode() & 0o777, wanted);
+        }
         std::fs::write(&path, "precious").unwrap();
-        assert!(Listener::bind(&address).is_err());
+        assert!(Listener::bind(&address, Binding::default()).is_err());
         assert!(path.exists());
     }
 }

@@ -9,6 +9,10 @@ use std::rc::Rc;
 pub(crate) enum Share {
     /// One listening socket for all, inherited.
     Fd,
+    /// One for each slot, inherited.
+    Reuseport,
+    /// We accept, and pass bytes to a port of each worker's own.
+    Proxy,
     /// Workers bind for themselves, or have no port.
     Off,
 }
@@ -18,7 +22,51 @@ impl Share {
     /// gets its stop signal.
     pub(crate) fn drains(self) -> bool {
         match self {
+            Self::Reuseport | Self::Proxy => true,
             Self::Fd | Self::Off => false,
+        }
+    }
+
+    /// Its name as a setting.
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::Fd => "fd",
+            Self::Reuseport => "reuseport",
+            Self::Proxy => "proxy",
+            Self::Off => "off",
+        }
+    }
+
+    /// Who may choose the worker of a connection; the first does so where nobody says otherwise.
+    pub(crate) fn balances(self) -> &'static [Balance] {
+        match self {
+            Self::Fd | Self::Reuseport => &[Balance::Kernel],
+            Self::Proxy => &[Balance::LeastConnections, Balance::RoundRobin, Balance::StickyIp],
+            Self::Off => &[],
+        }
+    }
+}
+
+/// Who chooses the worker of a connection, and how (`--balance`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Balance {
+    /// The kernel, at no cost.
+    Kernel,
+    /// We: the worker with the fewest; in rotation where several have as few.
+    LeastConnections,
+    /// We: one after the other.
+    RoundRobin,
+    /// We: a client's address always meets the same worker, as long as that lives.
+    StickyIp,
+}
+
+impl Balance {
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::Kernel => "kernel",
+            Self::LeastConnections => "least-connections",
+            Self::RoundRobin => "round-robin",
+            Self::StickyIp => "sticky-ip",
         }
     }
 }

@@ -1,6 +1,7 @@
 //! Where clients come in: the listening sockets, and when nobody can be let in.
 
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::collections::VecDeque;
+use std::os::fd::{AsFd, OwnedFd};
 
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
@@ -39,7 +40,7 @@ pub(super) struct Door {
     pub(super) unserved: u64,
     unserved_said_at: Option<u32>,
     /// Those who wait for a worker, in their order; also some who do not any more.
-    pub(super) held: std::collections::VecDeque<u32>,
+    pub(super) held: VecDeque<u32>,
 }
 
 impl Door {
@@ -63,7 +64,7 @@ impl Door {
             said_at: None,
             unserved: 0,
             unserved_said_at: None,
-            held: std::collections::VecDeque::new(),
+            held: VecDeque::new(),
         })
     }
 }
@@ -104,7 +105,9 @@ impl Core {
                 match adopt::accept(listener.as_fd()) {
                     Ok(fd) => self.admit(fd),
                     Err(Errno::EAGAIN) => break,
-                    Err(errno @ (Errno::EMFILE | Errno::ENFILE | Errno::ENOBUFS | Errno::ENOMEM)) => {
+                    Err(
+                        errno @ (Errno::EMFILE | Errno::ENFILE | Errno::ENOBUFS | Errno::ENOMEM),
+                    ) => {
                         return self.pause(errno);
                     }
                     // A client that has gone again, or what the network had to say (accept(2)).
@@ -211,13 +214,5 @@ impl Core {
         self.let_in(usize::from(u16::MAX));
         self.close_door();
         self.door.listeners.clear();
-    }
-}
-
-impl Door {
-    /// The descriptors of the listening sockets.
-    #[cfg(test)]
-    pub(super) fn numbers(&self) -> Vec<i32> {
-        self.listeners.iter().map(AsRawFd::as_raw_fd).collect()
     }
 }

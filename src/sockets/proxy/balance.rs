@@ -92,9 +92,7 @@ mod tests {
 
     fn choices(rule: Balance, active: &[u32], count: usize) -> Vec<usize> {
         let mut balancer = Balancer::new(rule);
-        (0..count)
-            .map(|_| balancer.choose(workers(active).into_iter(), None).unwrap())
-            .collect()
+        (0..count).map(|_| balancer.choose(workers(active).into_iter(), None).unwrap()).collect()
     }
 
     #[test]

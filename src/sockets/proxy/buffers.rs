@@ -53,10 +53,10 @@ impl Buffers {
         if self.waiting < PLENTY { MOST } else { LEAST }
     }
 
-    pub(super) fn keep(&mut self, bytes: &[u8]) -> Box<Rest> {
+    pub(super) fn keep(&mut self, bytes: &[u8]) -> Rest {
         let rest = Rest::new(bytes);
         self.waiting += rest.size();
-        Box::new(rest)
+        rest
     }
 
     pub(super) fn forget(&mut self, rest: &Rest) {
@@ -73,7 +73,7 @@ mod tests {
         let mut buffers = Buffers::new();
         let mut kept = Vec::new();
         while buffers.room() == MOST {
-            kept.push(buffers.keep(&[7; MOST]));
+            kept.push(buffers.keep(&vec![7; MOST]));
         }
         assert_eq!((buffers.waiting, buffers.room()), (PLENTY, LEAST));
         let mut rest = kept.pop().unwrap();

@@ -1,7 +1,9 @@
 //! All connections on one epoll descriptor of their own: what happens to each, event by event.
 
+use std::os::fd::AsFd;
 use std::time::{Duration, Instant};
 
+use nix::errno::Errno;
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
 use tokio::sync::mpsc::UnboundedSender;
 
@@ -9,14 +11,12 @@ use super::super::{Key, News};
 use super::accept::Door;
 use super::balance::Balancer;
 use super::buffers::Buffers;
-use super::conn::{
-    ASKED, Conn, Conns, HANDED, NOWHERE, SECOND, SPOKEN, State, UNTOLD,
-};
+use super::conn::{ASKED, Conns, HANDED, NOWHERE, SECOND, SPOKEN, State, UNTOLD};
+use super::drain;
 use super::header;
 use super::relay::{Broken, ENDED, End, HUNG_UP, READABLE, pump};
 use super::upstream::{Family, Upstream};
 use super::workers::{Standing, Workers, mask};
-use super::drain;
 
 /// Events that are taken at once.
 const BATCH: usize = 256;
@@ -196,22 +196,23 @@ impl Core {
     /// Connected.
     fn opened(&mut self, id: u32) {
         let Some(conn) = self.conns.get_mut(id) else { return };
+        if conn.is(UNTOLD)
+            && let Some(client) = &conn.client.fd
+        {
+            let header = header::of(client.as_fd());
+            // An empty socket takes so little at once. One that does not is not connected yet, and the event
+            // was about another; or it is broken, which what follows finds out.
+            if conn.worker.send(&header) == Err(Errno::EAGAIN) {
+                return;
+            }
+            conn.clear(UNTOLD);
+        }
         conn.state = State::Open;
         if let Some(worker) = self.workers.get_mut(conn.place)
             && conn.is(SECOND)
         {
             worker.family = other(worker.family);
             conn.clear(SECOND);
-        }
-        if conn.is(UNTOLD)
-            && let Some(client) = &conn.client.fd
-        {
-            use std::os::fd::AsFd;
-            let header = header::of(client.as_fd());
-            // An empty socket takes so little at once; where it does not, something is wrong with it,
-            // and what follows finds that out.
-            let _ = conn.worker.send(&header);
-            conn.clear(UNTOLD);
         }
     }
 
@@ -369,28 +370,26 @@ impl Core {
         loop {
             let Some(conn) = self.conns.get_mut(id) else { return };
             let candidates = self.workers.candidates(conn.tried, self.stopping);
-            let who = self.balancer.asks_who().then_some(&conn.client).and_then(|client| {
-                use std::os::fd::AsFd;
-                header::client(client.fd.as_ref()?.as_fd())
-            });
+            let who = self
+                .balancer
+                .asks_who()
+                .then_some(&conn.client)
+                .and_then(|client| header::client(client.fd.as_ref()?.as_fd()));
             let Some(place) = self.balancer.choose(candidates, who.map(|who| who.ip())) else {
                 return self.hold(id);
             };
             conn.place = u32::try_from(place).unwrap_or(NOWHERE);
-            match self.open(id) {
-                Ok(()) => {
-                    let Some(conn) = self.conns.get_mut(id) else { return };
-                    if let Some(worker) = self.workers.get_mut(conn.place) {
-                        worker.counts.active += 1;
-                        worker.counts.accepted += 1;
-                    }
-                    return;
+            let opened = self.open(id);
+            let Some(conn) = self.conns.get_mut(id) else { return };
+            if opened.is_err() {
+                conn.place = NOWHERE;
+                conn.tried |= mask(place);
+            } else {
+                if let Some(worker) = self.workers.get_mut(conn.place) {
+                    worker.counts.active += 1;
+                    worker.counts.accepted += 1;
                 }
-                Err(_) => {
-                    let Some(conn) = self.conns.get_mut(id) else { return };
-                    conn.place = NOWHERE;
-                    conn.tried |= mask(place);
-                }
+                return;
             }
         }
     }
@@ -478,10 +477,6 @@ impl Core {
             Standing::Gone => self.workers.clean(place),
             _ => {}
         }
-    }
-
-    pub(super) fn quiet_since(&self, conn: &Conn) -> u32 {
-        self.now.wrapping_sub(conn.seen)
     }
 
     /// Everything whose time has come.

@@ -151,7 +151,11 @@ mod tests {
 
     #[test]
     fn a_request_is_known_by_its_first_line() {
-        for good in ["GET / HTTP/1.1\r\nHost: x\r\n\r\n", "M-SEARCH * HTTP/1.0\n", "POST /a?b=c HTTP/1.1\r\n"] {
+        for good in [
+            "GET / HTTP/1.1\r\nHost: x\r\n\r\n",
+            "M-SEARCH * HTTP/1.0\n",
+            "POST /a?b=c HTTP/1.1\r\n",
+        ] {
             assert!(is_request(good.as_bytes()), "{good}");
         }
         for bad in [

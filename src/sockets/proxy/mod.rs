@@ -16,12 +16,11 @@ mod workers;
 
 use std::cell::RefCell;
 use std::io;
-use std::os::fd::{AsRawFd, OwnedFd, RawFd};
-use std::path::PathBuf;
+use std::os::fd::OwnedFd;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
-use tokio::io::Interest;
+use nix::unistd::{Gid, Uid};
 use tokio::io::unix::AsyncFd;
 use tokio::sync::Notify;
 use tokio::sync::mpsc::UnboundedSender;
@@ -32,7 +31,7 @@ use self::core::Core;
 use self::upstream::Places;
 pub(crate) use self::upstream::Upstream;
 use self::workers::Standing;
-use super::{Balance, Connections, Key, News};
+use super::{Balance, Connections, Key, News, adopt};
 
 /// How long the connections may have the thread before everything else has its turn.
 const TURN: Duration = Duration::from_millis(1);
@@ -40,13 +39,13 @@ const TURN: Duration = Duration::from_millis(1);
 const LONG: Duration = Duration::from_hours(24);
 
 /// What was chosen.
-#[derive(Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Options {
     pub(crate) balance: Balance,
     /// Whether a worker is told each client's address (`--proxy-protocol`).
     pub(crate) header: bool,
-    /// The folder for the workers' Unix sockets, where they are to have such.
-    pub(crate) sockets: Option<PathBuf>,
+    /// Whether workers have Unix sockets in place of ports (`--upstream unix`).
+    pub(crate) unix: bool,
 }
 
 /// The engine's hold on it.
@@ -58,16 +57,18 @@ pub(crate) struct Proxy {
 }
 
 impl Proxy {
-    /// Serves on copies of listening sockets. To be called inside of the runtime.
+    /// Serves on copies of listening sockets. The workers run as `user`, where that is somebody else. To be
+    /// called inside of the runtime.
     pub(crate) fn new(
         listeners: Vec<OwnedFd>,
         options: Options,
+        user: Option<(Uid, Gid)>,
         teller: UnboundedSender<(Key, News)>,
     ) -> io::Result<Self> {
-        let places = options.sockets.map_or_else(Places::ports, Places::sockets);
+        let places = if options.unix { Places::sockets(user)? } else { Places::ports() };
         let balancer = Balancer::new(options.balance);
         let core = Core::new(Door::new(listeners)?, balancer, options.header, teller)?;
-        let epoll = AsyncFd::with_interest(core.epoll.0.try_clone()?, Interest::READABLE)?;
+        let epoll = adopt::watch(core.epoll.0.try_clone()?)?;
         let core = Rc::new(RefCell::new(core));
         let news = Rc::new(Notify::new());
         tokio::task::spawn_local(serve(Rc::clone(&core), epoll, Rc::clone(&news)));
@@ -171,13 +172,14 @@ impl Core {
 async fn serve(core: Rc<RefCell<Core>>, epoll: AsyncFd<OwnedFd>, news: Rc<Notify>) {
     let timer = tokio::time::sleep(LONG);
     tokio::pin!(timer);
+    // What it is set to.
     let mut set = None;
     loop {
         let due = core.borrow().due();
-        if due != set {
+        if set != Some(due) {
             let at = due.unwrap_or_else(|| Instant::now() + LONG);
             timer.as_mut().reset(at.into());
-            set = due;
+            set = Some(due);
         }
         tokio::select! {
             biased;
@@ -204,11 +206,5 @@ async fn serve(core: Rc<RefCell<Core>>, epoll: AsyncFd<OwnedFd>, news: Rc<Notify
                 tokio::task::yield_now().await;
             }
         }
-    }
-}
-
-impl std::fmt::Debug for Proxy {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Proxy").field("connections", &self.core.borrow().conns.len()).finish()
     }
 }

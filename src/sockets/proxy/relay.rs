@@ -196,7 +196,7 @@ pub(super) fn pump(from: &mut End, to: &mut End, buffers: &mut Buffers) -> Resul
                 };
                 moved.some |= taken > 0;
                 if taken < count {
-                    to.rest = Some(buffers.keep(&shared[taken..count]));
+                    to.rest = Some(Box::new(buffers.keep(&shared[taken..count])));
                 }
             }
             Err(Errno::EAGAIN) => from.clear(READABLE),
@@ -265,7 +265,7 @@ mod tests {
         let (worker, mut to) = pair();
         let mut buffers = Buffers::new();
         client.set_nonblocking(true).unwrap();
-        let (mut sent, mut counter) = (Vec::new(), 0_u32);
+        let (mut sent, mut counter) = (Vec::<u8>::new(), 0_u32);
         // Until nothing moves any more.
         let mut quiet = 0;
         while quiet < 100 {

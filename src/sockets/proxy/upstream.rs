@@ -9,9 +9,10 @@ use std::path::PathBuf;
 
 use nix::errno::Errno;
 use nix::sys::socket::{
-    AddressFamily, SockFlag, SockType, SockaddrIn, SockaddrIn6, UnixAddr, bind, connect, setsockopt,
-    socket, sockopt,
+    AddressFamily, SockFlag, SockType, SockaddrIn, SockaddrIn6, UnixAddr, bind, connect,
+    setsockopt, socket, sockopt,
 };
+use nix::unistd::{Gid, Uid, chown, geteuid, mkdtemp};
 use serde::{Deserialize, Serialize};
 
 /// Where a worker is to listen, which it is told by `PORT`.
@@ -95,9 +96,24 @@ impl Places {
         Self { next: next % ports.len().max(1), ports, dir: None }
     }
 
-    /// In a folder that only we and the workers' user can enter.
-    pub(super) fn sockets(dir: PathBuf) -> Self {
-        Self { ports: Vec::new(), next: 0, dir: Some(dir) }
+    /// Unix sockets, in a folder that only we and the workers' user can enter.
+    pub(super) fn sockets(user: Option<(Uid, Gid)>) -> io::Result<Self> {
+        let runtime = std::env::var_os("XDG_RUNTIME_DIR").map(PathBuf::from);
+        let run = geteuid().is_root().then(|| PathBuf::from("/run"));
+        let places = run.into_iter().chain(runtime).chain([std::env::temp_dir()]);
+        let mut error = io::Error::from(io::ErrorKind::NotFound);
+        for place in places {
+            match mkdtemp(&place.join("throng-rs-XXXXXX")) {
+                Ok(dir) => {
+                    if let Some((uid, gid)) = user {
+                        chown(&dir, Some(uid), Some(gid))?;
+                    }
+                    return Ok(Self { ports: Vec::new(), next: 0, dir: Some(dir) });
+                }
+                Err(errno) => error = io::Error::from(errno),
+            }
+        }
+        Err(error)
     }
 
     /// A place that nobody has. One that was given comes again only when all others have had their turn:
@@ -113,9 +129,19 @@ impl Places {
                 return Ok(Upstream::Port(port));
             }
         }
-        Err(io::Error::other(
+        Err(io::Error::new(
+            io::ErrorKind::AddrNotAvailable,
             "no port is free for it outside of net.ipv4.ip_local_port_range; make that range smaller, or use --upstream unix",
         ))
+    }
+}
+
+impl Drop for Places {
+    fn drop(&mut self) {
+        if let Some(dir) = &self.dir {
+            // Ours alone; what stays is in a temporary place.
+            let _ = std::fs::remove_dir_all(dir);
+        }
     }
 }
 

@@ -79,9 +79,8 @@ impl Workers {
         else {
             return;
         };
-        let over = |worker: &mut Worker| {
-            worker.state == Standing::Gone && worker.counts.active == 0
-        };
+        let over =
+            |worker: &mut Worker| worker.state == Standing::Gone && worker.counts.active == 0;
         if let Some(worker) = place.take_if(over) {
             let before = self.before.entry(worker.slot).or_default();
             before.accepted += worker.counts.accepted;
@@ -113,8 +112,7 @@ impl Workers {
     /// also who has to finish what he has.
     pub(super) fn candidates(&self, tried: u64, stopping: bool) -> impl Iterator<Item = Candidate> {
         let any_ready = self.iter().any(|worker| worker.state == Standing::Ready);
-        let wanted =
-            if stopping && !any_ready { Standing::Draining } else { Standing::Ready };
+        let wanted = if stopping && !any_ready { Standing::Draining } else { Standing::Ready };
         let all = self.all.iter().enumerate();
         all.filter_map(move |(place, worker)| {
             let worker = worker.as_ref()?;
