@@ -18,7 +18,7 @@ use tracing::warn;
 use super::{Engine, ports};
 use crate::fleet::{Told, WorkerKey};
 use crate::http;
-use crate::sockets::Upstream;
+use crate::sockets::{News, Upstream};
 
 /// What is looked at, at the start or all the time.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -187,7 +187,7 @@ impl Engine {
     ) -> Option<Look> {
         let check = self.config.ready_check.clone()?;
         let place = self.place(worker, leader);
-        let inbox = self.inbox.0.clone();
+        let (inbox, teller) = (self.inbox.0.clone(), self.sharing.teller());
         let begun = Instant::now();
         let mut warned = place.upstream.is_none();
         let task = tokio::task::spawn_local(async move {
@@ -195,11 +195,12 @@ impl Engine {
             while !place.holds(&check).await {
                 if !warned && begun.elapsed() >= LATE {
                     warned = place.warn_of_other_ports(slot);
+                    // Fails only where the engine has ended.
+                    let _ = teller.send((worker.0, News::Said));
                 }
                 sleep(pause).await;
                 pause = pause.mul_f64(1.5).min(LAST_LOOK);
             }
-            // Fails only where the engine has ended.
             let _ = inbox.send((worker, Told::Ready));
         });
         Some(Look(task.abort_handle()))

@@ -210,6 +210,11 @@ impl Sharing {
         }
     }
 
+    /// For those who find out something besides.
+    pub(super) fn teller(&self) -> UnboundedSender<Told> {
+        self.teller.clone()
+    }
+
     /// What is found out next.
     pub(super) async fn next(&mut self) -> Told {
         match self.told.recv().await {
@@ -240,6 +245,8 @@ impl Engine {
         let worker = WorkerKey(worker);
         match news {
             News::Drained => self.tell(Event::Told { worker, what: fleet::Told::Drained }),
+            // The turn is all it wants.
+            News::Said => {}
         }
     }
 }

@@ -90,6 +90,8 @@ pub(crate) struct Equipment {
 pub(crate) enum News {
     /// Nothing is under way with it any more: it may get its stop signal.
     Drained,
+    /// Something about it was written to the log, which is passed on when the engine has its turn.
+    Said,
 }
 
 /// The connections of a worker, where we carry them.

@@ -139,6 +139,7 @@ impl Core {
         if !self.door.said_at.is_some_and(recent) {
             self.door.said_at = Some(self.now);
             warn!(event = "proxy_full", connections = self.conns.len(), "{text}");
+            self.said();
         }
     }
 
@@ -206,6 +207,7 @@ impl Core {
                 "connections were closed because no worker took them within {} s: {all} so far",
                 HOLD / 1000
             );
+            self.said();
         }
     }
 

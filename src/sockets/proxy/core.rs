@@ -291,7 +291,8 @@ impl Core {
             self.failed(id);
         }
         let Some(conn) = self.conns.get_mut(id) else { return };
-        if down && up {
+        let gone = self.workers.get(conn.place).is_some_and(|one| one.state == Standing::Gone);
+        if down && (up || gone) {
             return self.close(id);
         }
         if !down && !up {
@@ -477,6 +478,12 @@ impl Core {
             Standing::Gone => self.workers.clean(place),
             _ => {}
         }
+    }
+
+    /// Lets the engine pass a line of the log on.
+    pub(super) fn said(&self) {
+        // Fails only where the engine has ended.
+        let _ = self.teller.send((0, News::Said));
     }
 
     /// Everything whose time has come.

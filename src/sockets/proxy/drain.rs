@@ -78,16 +78,18 @@ fn is_half(conn: &Conn) -> bool {
 }
 
 impl Core {
-    /// A connection of a worker that drains: moved where no byte has bound it to that worker, closed where
-    /// it is idle, left alone otherwise.
+    /// Leads connections elsewhere that no byte has bound to their worker.
+    pub(super) fn release(&mut self, place: u32) {
+        for id in self.conns.select(|conn| conn.place == place && conn.is_free()) {
+            self.elsewhere(id);
+        }
+    }
+
+    /// A connection of a worker that drains: closed where it is idle, left alone otherwise.
     fn finish(&mut self, id: u32) {
         let Some(conn) = self.conns.get_mut(id) else { return };
         if !matches!(conn.state, State::Opening | State::Open) {
             return;
-        }
-        if conn.is_free() && !self.stopping {
-            self.detach(id);
-            return self.assign(id);
         }
         let quiet = conn.is_quiet() && self.now.wrapping_sub(conn.seen) >= QUIET;
         if quiet {

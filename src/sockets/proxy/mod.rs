@@ -102,6 +102,9 @@ impl Proxy {
     pub(crate) fn drain(&mut self, key: Key) {
         self.change(key, |core, place| {
             core.stands(place, Standing::Draining, &[Standing::Starting, Standing::Ready]);
+            if !core.stopping {
+                core.release(place);
+            }
             core.left(place);
             core.look_in(0);
         });
@@ -122,8 +125,10 @@ impl Proxy {
                     let _ = std::fs::remove_file(path);
                 }
             }
-            for id in core.conns.select(|conn| conn.place == place && conn.is_free()) {
-                core.elsewhere(id);
+            core.release(place);
+            // It will not read what a client may still say.
+            for id in core.conns.select(|conn| conn.place == place && conn.client.is_done()) {
+                core.close(id);
             }
             core.left(place);
         });

@@ -91,12 +91,14 @@ impl Workers {
     /// Of a worker, with what those had who were in its slot before.
     pub(super) fn connections(&self, key: Key) -> Option<Connections> {
         let worker = self.iter().find(|worker| worker.key == key)?;
-        let before = self.before.get(&worker.slot).copied().unwrap_or_default();
-        Some(Connections {
-            accepted: before.accepted + worker.counts.accepted,
-            active: worker.counts.active,
-            failed: before.failed + worker.counts.failed,
-        })
+        let mut counts = self.before.get(&worker.slot).copied().unwrap_or_default();
+        let gone = |one: &&Worker| one.slot == worker.slot && one.state == Standing::Gone;
+        for one in self.iter().filter(gone).chain([worker]) {
+            counts.accepted += one.counts.accepted;
+            counts.failed += one.counts.failed;
+        }
+        counts.active = worker.counts.active;
+        Some(counts)
     }
 
     /// Ports that were given away.
