@@ -17,10 +17,11 @@ mod common;
 #[path = "common/orphans.rs"]
 mod orphans;
 
-use std::io::{BufRead, BufReader, Lines};
+use std::io::{BufRead, BufReader, Lines, Read, Write};
+use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::process::{Child, ChildStderr, Command, Stdio};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, ensure};
 use common::{LAUNCHER, Nest, Private, children_of, end, me, nobody_left, send};
@@ -41,6 +42,9 @@ const WARM_UP: usize = 20;
 const MORE_DESCRIPTORS: usize = 2;
 /// What the allocator's fragments may add; 20,000 rounds add no more than 1,000.
 const MORE_KIB: u64 = 128;
+/// How often the status is asked for, and how long it may take with a thousand workers.
+const ASKS: usize = 9;
+const STATUS_LIMIT: Duration = Duration::from_millis(50);
 
 fn main() -> anyhow::Result<()> {
     let given = std::env::args().skip(1).find_map(|arg| arg.parse().ok());
@@ -54,20 +58,29 @@ fn main() -> anyhow::Result<()> {
     workers(&nest, &worker, rounds)?;
     nobody_left()?;
     let bare = nest.build("bare", &[])?;
+    let socket = nest.fifo().with_file_name("control");
     let mut command = nest.command(LAUNCHER);
-    command.arg(format!("--workers={rounds}")).arg("--").args([&worker, nest.fifo()]);
-    together(&nest, "one launcher", command, rounds)?;
+    command.arg(format!("--workers={rounds}")).arg("--control").arg(&socket);
+    command.arg("--").args([&worker, nest.fifo()]);
+    together(&nest, "one launcher", command, rounds, Some(&socket))?;
     let mut command = nest.command(bare);
     command.arg(rounds.to_string()).args([&worker, nest.fifo()]);
-    together(&nest, "a bare posix_spawn loop", command, rounds)
+    together(&nest, "a bare posix_spawn loop", command, rounds, None)
 }
 
-/// So many at once.
-fn together(nest: &Nest, whose: &str, mut command: Command, count: usize) -> anyhow::Result<()> {
+/// So many at once; asked how they are where they have a control socket.
+fn together(
+    nest: &Nest,
+    whose: &str,
+    mut command: Command,
+    count: usize,
+    control: Option<&Path>,
+) -> anyhow::Result<()> {
     let start = Instant::now();
     let child = command.spawn()?;
     let up = nest.arrivals(count)?;
     let started = start.elapsed();
+    let told = control.map(|socket| status(socket, count)).transpose();
     let start = Instant::now();
     send(&child, Signal::SIGTERM)?;
     let status = end(child)?;
@@ -83,7 +96,31 @@ fn together(nest: &Nest, whose: &str, mut command: Command, count: usize) -> any
         started.as_secs_f64(),
         stopped.as_secs_f64()
     );
+    if let Some(took) = told? {
+        println!("  status of all of them, median of {ASKS}: {:.1} ms", took.as_secs_f64() * 1e3);
+        ensure!(took < STATUS_LIMIT, "the limit is {STATUS_LIMIT:?}");
+    }
     Ok(())
+}
+
+/// How long the launcher takes to say how all of its workers are.
+fn status(socket: &Path, count: usize) -> anyhow::Result<Duration> {
+    let mut took = Vec::new();
+    for _ in 0..ASKS {
+        let start = Instant::now();
+        let mut stream = UnixStream::connect(socket)?;
+        write!(stream, "GET /v1/status HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")?;
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer)?;
+        took.push(start.elapsed());
+        let (_, body) = answer.split_once("\r\n\r\n").context("no answer")?;
+        let status: serde_json::Value = serde_json::from_str(body)?;
+        let workers = status["workers"].as_array().context("no workers")?;
+        let measured = |worker: &&serde_json::Value| worker["memory"]["private_bytes"] != 0;
+        ensure!(workers.iter().filter(measured).count() == count, "not every worker is told of");
+    }
+    took.sort();
+    Ok(took[ASKS / 2])
 }
 
 /// Launchers that come and go.

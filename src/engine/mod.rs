@@ -5,6 +5,7 @@
 mod answer;
 mod before;
 mod check;
+mod diag;
 mod diagnose;
 mod environment;
 mod guard;

@@ -13,6 +13,8 @@ use nix::unistd::Pid;
 use procfs::net::TcpState;
 use procfs::process::{FDTarget, Process};
 
+use super::diag;
+
 /// The TCP addresses that processes of the group `leader` listen on, in order of their ports, but for
 /// the sockets `ours`, which they have from us.
 pub(crate) fn listening(leader: Pid, ours: &HashSet<u64>) -> Vec<SocketAddr> {
@@ -72,6 +74,11 @@ pub(crate) fn inode(fd: &impl AsFd) -> Option<u64> {
 
 /// Listening sockets: inode and address.
 fn listeners() -> Vec<(u64, SocketAddr)> {
+    diag::listeners().unwrap_or_else(|_| listed())
+}
+
+/// The same from `/proc`.
+fn listed() -> Vec<(u64, SocketAddr)> {
     let entries = procfs::net::tcp().into_iter().chain(procfs::net::tcp6()).flatten();
     entries
         .filter(|entry| entry.state == TcpState::Listen)
@@ -125,6 +132,7 @@ mod tests {
         let ours = |address: &SocketAddr| address.port() == port;
         assert!(listening(leader, &HashSet::new()).iter().any(ours));
         assert!(!is_shared(&listener.local_addr().unwrap()));
+        assert!(listed().contains(&(inode(&listener).unwrap(), listener.local_addr().unwrap())));
         assert!(holder(port).unwrap().contains("pid "));
         drop(listener);
         assert!(!listening(leader, &HashSet::new()).iter().any(ours));

@@ -154,6 +154,13 @@ impl Sharing {
         }
     }
 
+    fn due(&mut self, worker: WorkerKey) {
+        match &mut self.way {
+            Way::Off | Way::Fd(_) => {}
+            Way::Reuseport(way) => way.due(worker.0),
+        }
+    }
+
     /// Nobody will fill this slot again.
     pub(super) fn vacant(&mut self, slot: u32) {
         match &mut self.way {
@@ -247,6 +254,7 @@ impl Engine {
             News::Drained => self.tell(Event::Told { worker, what: fleet::Told::Drained }),
             // The turn is all it wants.
             News::Said => {}
+            News::Due => self.sharing.due(worker),
         }
     }
 }

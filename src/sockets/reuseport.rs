@@ -17,6 +17,13 @@ use super::{BACKLOG, Key, Listener, News, Slots, above};
 
 /// How often we look whether a queue is empty.
 const LOOK: Duration = Duration::from_millis(5);
+/// How long a worker gets for the requests of what it has just accepted, before its stop signal: many servers
+/// close a connection then from which they have not read yet (uvicorn).
+const SETTLE: Duration = Duration::from_millis(100);
+/// How long it is waited for what the next worker would inherit: one that hangs takes nothing.
+const INHERITED: Duration = Duration::from_secs(1);
+/// How long it may take to close its socket after that signal; until then it may still accept.
+const CLOSING: Duration = Duration::from_secs(1);
 /// How long a handshake may be under way after its SYN: what the kernel waits for an answer before it asks
 /// again (`TCP_TIMEOUT_INIT`).
 const HANDSHAKE: Duration = Duration::from_secs(1);
@@ -42,6 +49,8 @@ enum Socket {
 struct Worker {
     slot: u32,
     stage: Stage,
+    /// Nothing new for its slot as long as it may take some of it, although its successor serves there.
+    holds_up: bool,
     drain: Option<Drain>,
 }
 
@@ -110,7 +119,8 @@ impl Reuseport {
             Socket::Own(group) => group.borrow_mut().socket(slot),
         };
         let sockets = self.sockets.iter().map(socket).collect::<io::Result<_>>()?;
-        self.workers.insert(worker, Worker { slot, stage: Stage::Starting, drain: None });
+        self.workers
+            .insert(worker, Worker { slot, stage: Stage::Starting, holds_up: false, drain: None });
         self.steer();
         Ok(sockets)
     }
@@ -122,7 +132,7 @@ impl Reuseport {
             (false, true) => Stage::Serving,
             (false, false) => Stage::Leaving,
         };
-        self.workers.insert(worker, Worker { slot, stage, drain: None });
+        self.workers.insert(worker, Worker { slot, stage, holds_up: false, drain: None });
     }
 
     pub(crate) fn ready(&mut self, worker: Key) {
@@ -133,35 +143,50 @@ impl Reuseport {
         self.set(worker, Stage::Leaving);
     }
 
-    /// Leads new connections away from a worker, unless its successor takes them from the same socket, and
-    /// tells when nothing waits for it. `all`: nobody stays to lead them to.
+    /// Leads new connections away from a worker, and tells when nothing waits for it. `all`: nobody stays to
+    /// lead them to.
     pub(crate) fn drain(&mut self, worker: Key, all: bool) {
+        let slot = self.workers.get(&worker).map(|worker| worker.slot);
+        let elsewhere = self.serving().iter().any(|other| Some(*other) != slot);
+        if let Some(worker) = self.workers.get_mut(&worker) {
+            worker.holds_up = !all && elsewhere;
+        }
         self.set(worker, Stage::Leaving);
-        let Some(slot) = self.workers.get(&worker).map(|worker| worker.slot) else { return };
-        let elsewhere = |one: &Worker| one.stage == Stage::Serving && one.slot != slot;
-        let succeeded =
-            self.workers.values().any(|one| one.stage == Stage::Serving && one.slot == slot);
-        if all || succeeded || !self.workers.values().any(elsewhere) {
+        let Some(slot) = slot.filter(|_| !all && elsewhere) else {
             // Fails only where the engine has ended.
             let _ = self.teller.send((worker, News::Drained));
             return;
-        }
-        // A socket that stays takes late handshakes in for the next worker.
-        let linger = if self.is_retiring(slot) { self.handshake() } else { Duration::ZERO };
+        };
+        // A socket that stays keeps for the next worker what this one does not take.
+        let retiring = self.is_retiring(slot);
+        let (linger, most) =
+            if retiring { (self.handshake(), Duration::MAX) } else { (SETTLE, INHERITED) };
         let groups: Vec<_> = self.groups().map(Rc::clone).collect();
         let teller = self.teller.clone();
         let task = tokio::task::spawn_local(async move {
-            let until = Instant::now() + linger;
-            while groups.iter().any(|group| group.borrow().has_waiting(slot))
-                || Instant::now() < until
-            {
+            let begin = Instant::now();
+            let mut until = begin + linger;
+            while Instant::now() < until && begin.elapsed() < most {
                 sleep(LOOK).await;
+                if groups.iter().any(|group| group.borrow().has_waiting(slot)) {
+                    until = until.max(Instant::now() + SETTLE);
+                }
             }
             let _ = teller.send((worker, News::Drained));
+            sleep(CLOSING).await;
+            let _ = teller.send((worker, News::Due));
         });
         if let Some(worker) = self.workers.get_mut(&worker) {
             worker.drain = Some(Drain(task.abort_handle()));
         }
+    }
+
+    /// What was put off is to be done: a worker had its time to close its socket.
+    pub(crate) fn due(&mut self, worker: Key) {
+        if let Some(worker) = self.workers.get_mut(&worker) {
+            worker.holds_up = false;
+        }
+        self.steer();
     }
 
     pub(crate) fn gone(&mut self, worker: Key) {
@@ -209,7 +234,7 @@ impl Reuseport {
     fn handshake(&self) -> Duration {
         // On loopback each is over before its SYN's sender goes on.
         let local = self.groups().all(|group| group.borrow().address().ip().is_loopback());
-        if local { Duration::ZERO } else { HANDSHAKE }
+        if local { SETTLE } else { HANDSHAKE }
     }
 
     /// Closes the sockets of a slot that is no more, once its last worker has gone.
@@ -226,6 +251,13 @@ impl Reuseport {
         say_lost(slot, lost);
     }
 
+    /// The slots that have a worker that serves, and none that holds it up.
+    fn serving(&self) -> Vec<u32> {
+        let held = |slot| self.workers.values().any(|one| one.slot == slot && one.holds_up);
+        let serving = self.workers.values().filter(|worker| worker.stage == Stage::Serving);
+        serving.map(|worker| worker.slot).filter(|slot| !held(*slot)).collect()
+    }
+
     /// To slots with a worker that serves; where there is none, to those whose worker begins and will find
     /// them in its queue; else to all that stay.
     fn steer(&mut self) {
@@ -233,9 +265,11 @@ impl Reuseport {
             let found = self.workers.values().filter(move |worker| worker.stage == stage);
             found.map(|worker| worker.slot).collect::<Vec<_>>()
         };
-        let mut to = with(Stage::Serving);
-        if to.is_empty() {
-            to = with(Stage::Starting);
+        let mut to = self.serving();
+        for stage in [Stage::Serving, Stage::Starting] {
+            if to.is_empty() {
+                to = with(stage);
+            }
         }
         let most = self.slots;
         let steer = |group: &Rc<RefCell<Slots>>| {

@@ -92,6 +92,8 @@ pub(crate) enum News {
     Drained,
     /// Something about it was written to the log, which is passed on when the engine has its turn.
     Said,
+    /// What the way has put off for it is to be done now.
+    Due,
 }
 
 /// The connections of a worker, where we carry them.

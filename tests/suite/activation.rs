@@ -133,6 +133,28 @@ fn the_demo_serves_what_is_passed_and_nothing_else() {
 }
 
 #[test]
+fn what_is_passed_stays_one_socket_for_all_slots_and_what_is_bound_does_not() {
+    let (passed, own) = (free_port(), free_port());
+    let (passed, own) = (format!("127.0.0.1:{passed}"), format!("127.0.0.1:{own}"));
+    let args =
+        ["--workers", "2", "--share", "reuseport", "--listen", &own, "--", "python3", "-c", SERVER];
+    let Some(mut command) = activate(&["-l", &passed], &args) else { return };
+    let mut run = Run::start(&mut command);
+    run.wait("Listening on");
+    let first = TcpStream::connect(&passed).unwrap();
+    run.wait_log("what was passed to us stays one socket for all workers");
+    for line in run.wait_for(2, "up ") {
+        assert!(line.contains(&format!("fds=2 own=True names={}:{}", &passed[10..], &own[10..])), "{line}");
+    }
+    answer(first);
+    let inode = |pid: i32, fd: i32| std::fs::read_link(format!("/proc/{pid}/fd/{fd}")).unwrap();
+    let pids = crate::support::children(run.pid(), false);
+    assert_eq!(inode(pids[0], 3), inode(pids[1], 3));
+    assert_ne!(inode(pids[0], 4), inode(pids[1], 4));
+    assert_eq!(run.stop(), 0);
+}
+
+#[test]
 fn exec_leaves_all_of_it_to_the_command() {
     let address = format!("127.0.0.1:{}", free_port());
     let print = "import os, socket; s = socket.socket(fileno=3); \

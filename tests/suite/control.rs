@@ -4,62 +4,21 @@ use std::fs;
 use std::io::{Read, Write};
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixStream;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::Command;
 
 use nix::sys::signal::Signal;
 use serde_json::Value;
 
+use crate::driven::{Fleet, WORKER};
 use crate::support::{Done, Run, Source, done, gone, number, throng};
 
-const WORKER: &str = "trap 'echo bye id=$THRONG_WORKER_ID; exit 0' TERM
-echo up id=$THRONG_WORKER_ID gen=$THRONG_WORKER_GENERATION pid=$$
-while :; do sleep 1000 & wait; done";
-
-/// A launcher with a socket of its own.
-struct Fleet {
-    run: Run,
-    dir: tempfile::TempDir,
-}
-
 impl Fleet {
-    fn start(args: &[&str], script: &str) -> Self {
-        let dir = tempfile::tempdir().unwrap();
-        let mut command = throng(args);
-        command.arg("-v").arg("--control").arg(dir.path().join("s"));
-        let run = Run::start(command.args(["--", "sh", "-c", script]));
-        Self { run, dir }
-    }
-
     /// Two workers, both ready.
     fn of_two() -> Self {
         let mut fleet = Self::start(&["--workers", "2"], WORKER);
-        fleet.run.wait_for(2, "up id=");
-        for _ in 0..2 {
-            fleet.run.wait_log("is ready");
-        }
+        fleet.both_ready();
         fleet
-    }
-
-    fn socket(&self) -> PathBuf {
-        self.dir.path().join("s")
-    }
-
-    fn client(&self, args: &[&str]) -> Command {
-        let mut command = throng(&args[..1]);
-        command.arg("--control").arg(self.socket()).args(&args[1..]);
-        command
-    }
-
-    fn ask(&self, args: &[&str]) -> Done {
-        done(&mut self.client(args))
-    }
-
-    #[track_caller]
-    fn json(&self, args: &[&str]) -> Value {
-        let done = self.ask(&[args, &["--format", "json"]].concat());
-        assert_eq!(done.status, 0, "{done:?}");
-        serde_json::from_str(&done.stdout).unwrap()
     }
 
     /// One exchange by hand: the whole answer.

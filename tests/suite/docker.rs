@@ -27,6 +27,7 @@ fn docker_engine() {
         ("orphans", orphans),
         ("an interactive shell", shell),
         ("a worker killed for memory", killed_worker),
+        ("a reload without room for one more", no_room),
     ] {
         let started = Instant::now();
         println!("step: {name}");
@@ -198,4 +199,30 @@ fn killed_worker(engine: &Engine) {
 
     assert!(fleet.stop() < STOPS);
     assert_eq!(fleet.inspect(".State.ExitCode"), "0");
+}
+
+fn no_room(engine: &Engine) {
+    // Holds 20 MiB, because nobody takes more than the first part of them.
+    let worker = "trap 'echo bye $THRONG_WORKER_ID; exit 0' TERM; echo up $THRONG_WORKER_ID
+        /bin/busybox dd if=/dev/zero bs=20M count=1 | /bin/busybox sleep 1000 & wait";
+    let mut fleet =
+        engine.start_container(&["-m", "64m"], &["--workers", "2", "--", "/bin/sh", "-c", worker]);
+    fleet.logs.wait("workers that are up", 2, SOON, |line| line.contains("up "));
+    let held = "cd /sys/fs/cgroup; tries=0
+        until [ $(/bin/busybox cat memory.current memory/memory.usage_in_bytes 2>/dev/null) -gt 41943040 ]; do
+            tries=$((tries+1)); [ $tries -lt 400 ] || exit 1; /bin/busybox usleep 50000
+        done
+        until /throng-rs status --check; do
+            tries=$((tries+1)); [ $tries -lt 400 ] || exit 1; /bin/busybox usleep 50000
+        done; echo held";
+    assert!(fleet.shell(held).trim_end().ends_with("held"));
+    fleet.shell("kill -HUP 1");
+    // With room for one more each would be up before the one that it replaces says good-bye.
+    let lines = fleet
+        .logs
+        .wait("the workers' words", 4, SOON, |line| line.contains("bye ") || line.contains("up "));
+    assert_eq!(lines, ["bye 1", "up 1", "bye 2", "up 2"]);
+    let kills = fleet.shell("cd /sys/fs/cgroup; /bin/busybox cat memory.events memory/memory.oom_control 2>/dev/null || :");
+    assert!(kills.lines().any(|line| line == "oom_kill 0"), "nobody was killed:\n{kills}");
+    assert!(fleet.stop() < STOPS);
 }

@@ -20,6 +20,18 @@ while True:
     c.close()
 ";
 
+/// The same on all that are inherited.
+const FAMILIES: &str = "
+import os, select, socket
+all = [socket.socket(fileno=3 + i) for i in range(int(os.environ['LISTEN_FDS']))]
+print('up fds=%d' % len(all), flush=True)
+while True:
+    for s in select.select(all, [], [])[0]:
+        c, _ = s.accept()
+        c.sendall(b'pid=%d.' % os.getpid())
+        c.close()
+";
+
 fn answer(mut connection: impl Read) -> i32 {
     let mut text = String::new();
     connection.read_to_string(&mut text).unwrap();
@@ -81,6 +93,52 @@ fn a_port_that_somebody_has_is_named_with_its_holder() {
     assert_eq!(run.status, 1);
     assert!(run.stderr.contains(&address), "{}", run.stderr);
     assert!(run.stderr.contains(&format!("pid {}", std::process::id())), "{}", run.stderr);
+}
+
+#[test]
+fn both_families_by_name_are_two_sockets_and_a_port_alone_is_one() {
+    let Ok(probe) = std::net::TcpListener::bind("[::]:0") else {
+        eprintln!("skipped: no IPv6 here");
+        return;
+    };
+    let port = probe.local_addr().unwrap().port();
+    drop(probe);
+    for (listen, fds) in [(format!("[::]:{port} 0.0.0.0:{port}"), 2), (port.to_string(), 1)] {
+        for share in ["fd", "reuseport"] {
+            let args = ["--workers", "1", "--restart", "always", "--share", share];
+            let mut command = throng(&args);
+            command.env("THRONG_LISTEN", &listen).args(["--", "python3", "-c", FAMILIES]);
+            let mut run = Run::start(&mut command);
+            assert_eq!(run.wait("up "), format!("up fds={fds}"), "{listen}");
+            for ip in ["127.0.0.1", "[::1]"] {
+                answer(TcpStream::connect(format!("{ip}:{port}")).unwrap());
+            }
+            assert_eq!(run.stop(), 0);
+        }
+    }
+}
+
+#[test]
+fn what_the_kernel_does_is_not_ours_to_balance() {
+    for (share, says) in
+        [("fd", "knows kernel"), ("reuseport", "knows kernel"), ("off", "spreads no")]
+    {
+        let args = ["--share", share, "--balance", "sticky-ip", "--listen", "0", "--", "true"];
+        // Without a way there is nothing to listen for.
+        let without: Vec<_> =
+            args.iter().filter(|word| !["--listen", "0"].contains(*word)).collect();
+        let all: Vec<&str> = match share {
+            "off" => without.into_iter().copied().collect(),
+            _ => args.to_vec(),
+        };
+        let run = done(&mut throng(&all));
+        assert_eq!(run.status, 2, "{}", run.stderr);
+        assert!(run.stderr.contains("--balance is sticky-ip"), "{}", run.stderr);
+        assert!(run.stderr.contains(&format!("--share {share} {says}")), "{}", run.stderr);
+    }
+    let args = ["--share", "fd", "--balance", "kernel", "--listen", "127.0.0.1:0"];
+    let run = done(throng(&args).args(["--restart", "never", "--", "true"]));
+    assert_eq!(run.status, 0, "{}", run.stderr);
 }
 
 #[test]

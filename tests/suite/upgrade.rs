@@ -9,57 +9,26 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::Value;
 
-use crate::support::{Done, Run, Source, children, done, gone, number, throng};
-
-const WORKER: &str = "trap 'echo bye id=$THRONG_WORKER_ID; exit 0' TERM
-echo up id=$THRONG_WORKER_ID gen=$THRONG_WORKER_GENERATION pid=$$
-while :; do sleep 1000 & wait; done";
-
-/// A launcher whose program file may be replaced.
-struct Fleet {
-    run: Run,
-    dir: tempfile::TempDir,
-}
+use crate::driven::{Fleet, WORKER};
+use crate::support::{Run, Source, children, done, gone, number, throng};
 
 impl Fleet {
-    fn start(args: &[&str], command: &[&str]) -> Self {
+    /// One whose program file may be replaced.
+    fn replaceable(args: &[&str], command: &[&str]) -> Self {
         let real = Path::new(env!("CARGO_BIN_EXE_throng-rs"));
         let dir = tempfile::tempdir_in(real.parent().unwrap()).unwrap();
         let program = dir.path().join("throng-rs");
         fs::hard_link(real, &program).unwrap();
         let mut start = Command::new(&program);
         start.args(args).env_clear().env("PATH", "/usr/local/bin:/usr/bin:/bin");
-        start.arg("-v").arg("--control").arg(dir.path().join("s")).arg("--").args(command);
-        Self { run: Run::start(&mut start), dir }
+        Self::of(start, dir, command)
     }
 
     /// Two workers, both ready; their pids.
-    fn of_two() -> (Self, Vec<i32>) {
-        let mut fleet = Self::start(&["--workers", "2"], &["sh", "-c", WORKER]);
-        let mut up = fleet.run.wait_for(2, "up id=");
-        up.sort();
-        let pids = up.iter().map(|line| number(line, "pid=")).collect();
-        for _ in 0..2 {
-            fleet.run.wait_log("is ready");
-        }
+    fn replaceable_two() -> (Self, Vec<i32>) {
+        let mut fleet = Self::replaceable(&["--workers", "2"], &["sh", "-c", WORKER]);
+        let pids = fleet.both_ready().iter().map(|line| number(line, "pid=")).collect();
         (fleet, pids)
-    }
-
-    fn ask(&self, args: &[&str]) -> Done {
-        let mut command = throng(&args[..1]);
-        done(command.arg("--control").arg(self.dir.path().join("s")).args(&args[1..]))
-    }
-
-    #[track_caller]
-    fn status(&self) -> Value {
-        let done = self.ask(&["status", "--format", "json"]);
-        serde_json::from_str(&done.stdout).unwrap_or_else(|_| panic!("{done:?}"))
-    }
-
-    fn pids(&self) -> Vec<i32> {
-        let status = self.status();
-        let workers = status["workers"].as_array().unwrap().iter();
-        workers.map(|worker| i32::try_from(worker["pid"].as_i64().unwrap()).unwrap()).collect()
     }
 
     /// Puts another program in the place of ours, as a package manager does.
@@ -93,7 +62,7 @@ fn end(pid: i32, signal: Signal) {
 
 #[test]
 fn everything_goes_on_in_the_same_process() {
-    let (mut fleet, pids) = Fleet::of_two();
+    let (mut fleet, pids) = Fleet::replaceable_two();
     let launcher = fleet.run.pid();
     let guards: Vec<i32> =
         children(launcher, true).into_iter().filter(|c| !pids.contains(c)).collect();
@@ -104,7 +73,7 @@ fn everything_goes_on_in_the_same_process() {
     for round in 1..=5 {
         let told = fleet.ask(&["upgrade"]);
         assert_eq!(told.status, 0, "{told:?}");
-        let status = fleet.status();
+        let status = fleet.json(&["status"]);
         assert_eq!(
             (&status["upgrades"], &status["pid"]),
             (&round.into(), &launcher.as_raw().into())
@@ -122,7 +91,7 @@ fn everything_goes_on_in_the_same_process() {
         guards.iter().all(|guard| after.contains(guard)),
         "the guard stays: {guards:?} {after:?}"
     );
-    let status = fleet.status();
+    let status = fleet.json(&["status"]);
     assert_eq!(status["workers"][1]["restarts"], 1, "counters stay");
     assert_eq!(status["workers"][1]["last_exit"]["text"], "SIGKILL");
     let logs = fleet.ask(&["logs", "1"]).stdout;
@@ -144,7 +113,7 @@ fn everything_goes_on_in_the_same_process() {
 
 #[test]
 fn usr2_upgrades_and_what_ends_meanwhile_is_seen() {
-    let (mut fleet, mut pids) = Fleet::of_two();
+    let (mut fleet, mut pids) = Fleet::replaceable_two();
     for generation in 2..=5 {
         fleet.run.signal(Signal::SIGUSR2);
         end(pids[0], Signal::SIGKILL);
@@ -161,7 +130,7 @@ fn no_line_of_a_worker_is_lost_doubled_or_torn() {
     let script = format!(
         "i=0; while [ $i -lt {count} ]; do i=$((i+1)); echo line $i of $THRONG_WORKER_ID; done; echo end; exec sleep 1000"
     );
-    let mut fleet = Fleet::start(&["--workers", "2"], &["sh", "-c", &script]);
+    let mut fleet = Fleet::replaceable(&["--workers", "2"], &["sh", "-c", &script]);
     for _ in 0..2 {
         fleet.run.wait_log("is started");
     }
@@ -191,7 +160,7 @@ while True:
     let port = crate::supervise::free_port();
     let address = format!("127.0.0.1:{port}");
     let args = ["--workers", "2", "--listen", &address, "--share", "fd"];
-    let mut fleet = Fleet::start(&args, &["python3", "-c", server]);
+    let mut fleet = Fleet::replaceable(&args, &["python3", "-c", server]);
     fleet.run.wait_for(2, "up");
     let mut upgrade = Run::start(throng(&["upgrade", "--control"]).arg(fleet.dir.path().join("s")));
     for _ in 0..300 {
@@ -210,7 +179,7 @@ while True:
 
 #[test]
 fn a_program_that_cannot_go_on_is_not_become() {
-    let (mut fleet, pids) = Fleet::of_two();
+    let (mut fleet, pids) = Fleet::replaceable_two();
     for (text, why) in [
         ("#!/bin/sh\necho this is not it >&2; exit 4\n", "this is not it"),
         ("#!/bin/sh\nkill -SEGV $$\n", "SIGSEGV"),
@@ -223,14 +192,14 @@ fn a_program_that_cannot_go_on_is_not_become() {
     }
     fs::remove_file(fleet.dir.path().join("throng-rs")).unwrap();
     assert_eq!(fleet.ask(&["upgrade"]).status, 1);
-    assert_eq!(fleet.status()["upgrades"], 0);
+    assert_eq!(fleet.json(&["status"])["upgrades"], 0);
     assert_eq!(fleet.pids(), pids);
     assert_eq!(fleet.run.stop(), 0);
 }
 
 #[test]
 fn a_program_that_fails_after_its_proof_gives_back() {
-    let (mut fleet, pids) = Fleet::of_two();
+    let (mut fleet, pids) = Fleet::replaceable_two();
     let real: PathBuf = Path::new(env!("CARGO_BIN_EXE_throng-rs")).into();
     // It proves well, and then is started with a flag that it does not know.
     fleet.install(&format!(
@@ -241,7 +210,7 @@ fn a_program_that_fails_after_its_proof_gives_back() {
     assert_eq!(told.status, 1, "{told:?}");
     assert!(told.stderr.contains("--no-such-flag"), "{told:?}");
     fleet.run.wait_log("the new program could not go on");
-    let status = fleet.status();
+    let status = fleet.json(&["status"]);
     assert_eq!(
         (&status["upgrades"], &status["pid"]),
         (&0.into(), &fleet.run.pid().as_raw().into())
@@ -252,13 +221,17 @@ fn a_program_that_fails_after_its_proof_gives_back() {
     fleet.run.wait("up id=1 gen=2");
     fleet.install(&format!("#!/bin/sh\nexec {} \"$@\"\n", real.display()));
     let told = fleet.ask(&["upgrade"]);
-    assert_eq!((told.status, fleet.status()["upgrades"].clone()), (0, 1.into()), "{told:?}");
+    assert_eq!(
+        (told.status, fleet.json(&["status"])["upgrades"].clone()),
+        (0, 1.into()),
+        "{told:?}"
+    );
     assert_eq!(fleet.run.stop(), 0);
 }
 
 #[test]
 fn a_rollout_goes_on_in_the_new_program() {
-    let (mut fleet, _) = Fleet::of_two();
+    let (mut fleet, _) = Fleet::replaceable_two();
     fleet.run.signal(Signal::SIGHUP);
     fleet.run.wait("up id=1 gen=2");
     assert_eq!(fleet.ask(&["upgrade"]).status, 0);
