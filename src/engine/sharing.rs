@@ -156,7 +156,7 @@ impl Sharing {
 
     fn due(&mut self, worker: WorkerKey) {
         match &mut self.way {
-            Way::Off | Way::Fd(_) => {}
+            Way::Off | Way::Fd(_) | Way::Proxy(_) => {}
             Way::Reuseport(way) => way.due(worker.0),
         }
     }
