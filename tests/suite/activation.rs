@@ -144,7 +144,10 @@ fn what_is_passed_stays_one_socket_for_all_slots_and_what_is_bound_does_not() {
     let first = TcpStream::connect(&passed).unwrap();
     run.wait_log("what was passed to us stays one socket for all workers");
     for line in run.wait_for(2, "up ") {
-        assert!(line.contains(&format!("fds=2 own=True names={}:{}", &passed[10..], &own[10..])), "{line}");
+        assert!(
+            line.contains(&format!("fds=2 own=True names={}:{}", &passed[10..], &own[10..])),
+            "{line}"
+        );
     }
     answer(first);
     let inode = |pid: i32, fd: i32| std::fs::read_link(format!("/proc/{pid}/fd/{fd}")).unwrap();

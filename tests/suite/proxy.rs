@@ -220,7 +220,7 @@ fn each_way_ends_by_itself() {
     // The client's end reaches the worker, and the answer comes all the same.
     let mut client = proxied.connect();
     client.say("count");
-    client.0.get_mut().write_all(&[b'x'; 100_000]).unwrap();
+    client.0.get_mut().write_all(&vec![b'x'; 100_000]).unwrap();
     client.end();
     assert_eq!(client.line(), "100000.");
     assert_eq!(client.rest().unwrap(), b"");
@@ -228,7 +228,7 @@ fn each_way_ends_by_itself() {
     let mut client = proxied.connect();
     assert_eq!(client.ask("bye"), "bye");
     assert_eq!(client.rest().unwrap(), b"");
-    client.0.get_mut().write_all(&[b'x'; 50_000]).unwrap();
+    client.0.get_mut().write_all(&vec![b'x'; 50_000]).unwrap();
     client.end();
     proxied.run.wait("after=50000.");
     assert_eq!(proxied.count("failed"), [0]);
@@ -285,7 +285,7 @@ fn who_does_not_read_is_waited_for_in_bounded_memory() {
     client.0.get_ref().set_nonblocking(true).unwrap();
     let (mut sent, mut refused) = (0, 0);
     until("no more goes", || {
-        match client.0.get_mut().write(&[b'x'; 1 << 16]) {
+        match client.0.get_mut().write(&vec![b'x'; 1 << 16]) {
             Ok(count) => (sent, refused) = (sent + count, 0),
             Err(_) => refused += 1,
         }
