@@ -102,6 +102,7 @@ impl Engine {
             events: events
                 .map(|fact| (fact.number, fact.name.to_string(), fact.json.to_string()))
                 .collect(),
+            proxy: self.sharing.save_proxy(),
             upgrade_error: None,
         })
     }
@@ -163,7 +164,7 @@ impl Engine {
     /// Takes up the work again: looks at workers, and hears what came meanwhile.
     pub(super) fn work_on(&mut self, state: &State) {
         let view = self.fleet.view(self.now());
-        self.sharing.resume(&view);
+        self.sharing.resume(&view, state.proxy.as_ref());
         for worker in &view.workers {
             if worker.ready {
                 self.look_for_life(worker.key);

@@ -12,7 +12,7 @@ use super::resume::Keep;
 use super::{Config, Engine, ports};
 use crate::fleet::{self, Assignment, Event, FleetView, WorkerKey};
 use crate::sockets::{
-    Connections, Equipment, FIRST_FD, Key, News, Proxy, Reuseport, Share, Upstream,
+    Connections, Equipment, FIRST_FD, Key, News, Proxy, Reuseport, SavedProxy, Share, Upstream,
 };
 
 /// The way that was chosen.
@@ -204,8 +204,28 @@ impl Sharing {
         }
     }
 
+    /// What the proxy has under way.
+    pub(super) fn save_proxy(&self) -> Option<SavedProxy> {
+        match &self.way {
+            Way::Proxy(way) => Some(way.save()),
+            Way::Off | Way::Fd(_) | Way::Reuseport(_) => None,
+        }
+    }
+
+    /// Whether the descriptors that keep their numbers stay open over an exec.
+    pub(super) fn keep_open(&self, keep: bool) {
+        if let Way::Proxy(way) = &self.way {
+            way.keep_open(keep);
+        }
+    }
+
     /// Goes on with the workers that an earlier program of ours has started.
-    pub(super) fn resume(&mut self, view: &FleetView) {
+    pub(super) fn resume(&mut self, view: &FleetView, proxy: Option<&SavedProxy>) {
+        if let (Way::Proxy(way), Some(saved)) = (&mut self.way, proxy) {
+            way.restore(saved);
+            let draining = view.workers.iter().filter(|worker| worker.state == "draining");
+            draining.for_each(|worker| way.drain(worker.key.0));
+        }
         let Way::Reuseport(way) = &mut self.way else { return };
         for worker in &view.workers {
             way.resume(worker.key.0, worker.slot, worker.state == "starting", worker.ready);

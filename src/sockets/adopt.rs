@@ -88,6 +88,20 @@ pub(super) fn watch(fd: OwnedFd) -> io::Result<AsyncFd<OwnedFd>> {
     Ok(unsafe { AsyncFd::register_with_interest(fd, Interest::READABLE) }?)
 }
 
+/// A descriptor that our predecessor in this process has left open for us, under its number; closed on exec
+/// from here on. Each is taken over once, and when there is no way back.
+pub(super) fn take_over(fd: RawFd) -> io::Result<OwnedFd> {
+    if fd < FIRST_FD {
+        return Err(io::Error::other("no descriptor of ours"));
+    }
+    // SAFETY: borrowed for one call, which fails harmlessly where the number is not open.
+    let borrowed = unsafe { BorrowedFd::borrow_raw(fd) };
+    fcntl(borrowed, FcntlArg::F_SETFD(FdFlag::FD_CLOEXEC))?;
+    // SAFETY: it is open, the predecessor kept it open under this number for us alone, nothing here owns
+    // it, and each number is taken over once.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
 /// Closes a descriptor that was handed down, after a copy was made of it.
 pub(crate) fn give_up(fd: RawFd) {
     if fd >= FIRST_FD {

@@ -15,7 +15,7 @@ pub(crate) use adopt::{above, give_up, handed_down};
 pub(crate) use dialects::{FIRST_FD, variables};
 pub(crate) use listen::{Address, Binding, Listener};
 pub(crate) use passed::Passed;
-pub(crate) use proxy::{Options as ProxyOptions, Proxy, Upstream};
+pub(crate) use proxy::{Options as ProxyOptions, Proxy, Saved as SavedProxy, Upstream};
 pub(crate) use reuseport::Reuseport;
 pub(crate) use share::{Balance, Connections, Equipment, Key, News, Share};
 pub(crate) use slots::Slots;

@@ -158,6 +158,13 @@ impl Client {
         self.line()
     }
 
+    /// The next so many bytes.
+    pub(crate) fn take(&mut self, size: usize) -> Vec<u8> {
+        let mut bytes = vec![0; size];
+        self.0.read_exact(&mut bytes).unwrap();
+        bytes
+    }
+
     /// Says no more.
     pub(crate) fn end(&mut self) {
         self.0.get_ref().shutdown(Shutdown::Write).unwrap();

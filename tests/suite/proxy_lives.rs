@@ -244,3 +244,44 @@ fn who_waits_outside_at_a_stop_is_served_and_nobody_comes_after() {
     assert_eq!(asked.rest().unwrap(), b"0.\n");
     assert_eq!(proxied.run.end(), 0);
 }
+
+#[test]
+fn connections_outlive_an_upgrade() {
+    const SIZE: usize = 32 << 20;
+    let mut proxied = Proxied::start(2, &[]);
+    let mut asked = proxied.connect();
+    asked.say("count");
+    asked.say("before");
+    let mut silent = proxied.connect();
+    let who = silent.ask("who");
+    let mut large = proxied.connect();
+    // More than all the buffers on the way hold.
+    large.say(&format!("big {SIZE}"));
+    let mut fresh = proxied.connect();
+    let mut many: Vec<_> = (0..200).map(|_| proxied.connect()).collect();
+    for client in &mut many {
+        client.id();
+    }
+    let active: u64 = proxied.count("active").iter().sum();
+    for _ in 0..2 {
+        proxied.run.signal(Signal::SIGUSR2);
+        proxied.run.wait_log("goes on in place of");
+        assert_eq!(proxied.count("active").iter().sum::<u64>(), active);
+    }
+    asked.say("after");
+    asked.end();
+    assert_eq!(asked.rest().unwrap(), b"13.\n");
+    assert_eq!(silent.ask("who"), who);
+    fresh.id();
+    for client in &mut many {
+        client.id();
+    }
+    assert!(large.take(SIZE).iter().all(|byte| *byte == b'x'));
+    assert_eq!(number(&large.ask("who"), "gen="), 1);
+    assert_eq!(proxied.count("failed"), [0, 0]);
+    drop((many, silent, large, fresh));
+    until("all have ended", || proxied.count("active") == [0, 0]);
+    proxied.ask(&["reload"]);
+    assert_eq!(number(&proxied.connect().ask("who"), "gen="), 2);
+    assert_eq!(proxied.run.stop(), 0);
+}

@@ -66,6 +66,10 @@ impl Conn {
         self.flags |= flag;
     }
 
+    pub(super) fn flags(&self) -> u8 {
+        self.flags
+    }
+
     pub(super) fn clear(&mut self, flag: u8) {
         self.flags &= !flag;
     }

@@ -11,6 +11,7 @@ mod core;
 mod drain;
 mod header;
 mod relay;
+mod saved;
 mod upstream;
 mod workers;
 
@@ -28,6 +29,7 @@ use tokio::sync::mpsc::UnboundedSender;
 use self::accept::Door;
 use self::balance::Balancer;
 use self::core::Core;
+pub(crate) use self::saved::Saved;
 use self::upstream::Places;
 pub(crate) use self::upstream::Upstream;
 use self::workers::Standing;
@@ -148,6 +150,27 @@ impl Proxy {
 
     pub(crate) fn connections(&self, key: Key) -> Option<Connections> {
         self.core.borrow().workers.connections(key)
+    }
+
+    /// Everything, with the numbers of descriptors as they are.
+    pub(crate) fn save(&self) -> Saved {
+        self.core.borrow().save(self.places.dir())
+    }
+
+    /// Whether the descriptors of connections stay open over an exec.
+    pub(crate) fn keep_open(&self, keep: bool) {
+        self.core.borrow().keep_open(keep);
+    }
+
+    /// Goes on with what an earlier program left; to be called once, before anything else.
+    pub(crate) fn restore(&mut self, saved: &Saved) {
+        if let Some(dir) = saved.dir.clone() {
+            self.places = Places::at(dir);
+        }
+        let mut core = self.core.borrow_mut();
+        core.tell_time();
+        core.restore(saved);
+        self.news.notify_one();
     }
 
     fn change(&mut self, key: Key, what: impl FnOnce(&mut Core, u32)) {

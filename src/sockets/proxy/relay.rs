@@ -40,6 +40,15 @@ impl End {
         Self { fd: Some(fd), flags: PROMPT, rest: None }
     }
 
+    /// As an earlier program left it.
+    pub(super) fn restored(fd: OwnedFd, flags: u8, rest: Option<Box<Rest>>) -> Self {
+        Self { fd: Some(fd), flags: flags | READABLE, rest }
+    }
+
+    pub(super) fn flags(&self) -> u8 {
+        self.flags
+    }
+
     pub(super) fn is(&self, flag: u8) -> bool {
         self.flags & flag != 0
     }

@@ -108,12 +108,21 @@ impl Places {
                     if let Some((uid, gid)) = user {
                         chown(&dir, Some(uid), Some(gid))?;
                     }
-                    return Ok(Self { ports: Vec::new(), next: 0, dir: Some(dir) });
+                    return Ok(Self::at(dir));
                 }
                 Err(errno) => error = io::Error::from(errno),
             }
         }
         Err(error)
+    }
+
+    /// In a folder that is there.
+    pub(super) fn at(dir: PathBuf) -> Self {
+        Self { ports: Vec::new(), next: 0, dir: Some(dir) }
+    }
+
+    pub(super) fn dir(&self) -> Option<PathBuf> {
+        self.dir.clone()
     }
 
     /// A place that nobody has. One that was given comes again only when all others have had their turn:

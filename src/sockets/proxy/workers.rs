@@ -2,6 +2,8 @@
 
 use std::collections::{BTreeMap, HashSet};
 
+use serde::{Deserialize, Serialize};
+
 use super::super::{Connections, Key};
 use super::balance::Candidate;
 use super::upstream::{Family, Upstream};
@@ -21,7 +23,7 @@ pub(super) struct Worker {
 }
 
 /// Whether a worker may have connections.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) enum Standing {
     Starting,
     Ready,
@@ -29,6 +31,16 @@ pub(super) enum Standing {
     Draining,
     /// Its process has ended.
     Gone,
+}
+
+impl Worker {
+    pub(super) fn is_v6(&self) -> bool {
+        self.family == Family::V6
+    }
+
+    pub(super) fn set_v6(&mut self, is_v6: bool) {
+        self.family = if is_v6 { Family::V6 } else { Family::V4 };
+    }
 }
 
 /// All of them. A place is taken by another worker only when no connection names it any more.
@@ -40,7 +52,8 @@ pub(super) struct Workers {
 }
 
 impl Workers {
-    pub(super) fn add(&mut self, key: Key, slot: u32, upstream: Upstream) {
+    /// Adds one and returns its place.
+    pub(super) fn add(&mut self, key: Key, slot: u32, upstream: Upstream) -> u32 {
         let worker = Worker {
             key,
             slot,
@@ -50,10 +63,12 @@ impl Workers {
             drained: false,
             counts: Connections::default(),
         };
-        match self.all.iter_mut().find(|place| place.is_none()) {
-            Some(place) => *place = Some(worker),
-            None => self.all.push(Some(worker)),
+        let place = self.all.iter().position(Option::is_none).unwrap_or(self.all.len());
+        if place == self.all.len() {
+            self.all.push(None);
         }
+        self.all[place] = Some(worker);
+        u32::try_from(place).unwrap_or(u32::MAX)
     }
 
     pub(super) fn get(&self, place: u32) -> Option<&Worker> {
@@ -82,10 +97,19 @@ impl Workers {
         let over =
             |worker: &mut Worker| worker.state == Standing::Gone && worker.counts.active == 0;
         if let Some(worker) = place.take_if(over) {
-            let before = self.before.entry(worker.slot).or_default();
-            before.accepted += worker.counts.accepted;
-            before.failed += worker.counts.failed;
+            self.remember(worker.slot, worker.counts);
         }
+    }
+
+    /// Adds to what a slot has had.
+    pub(super) fn remember(&mut self, slot: u32, counts: Connections) {
+        let before = self.before.entry(slot).or_default();
+        before.accepted += counts.accepted;
+        before.failed += counts.failed;
+    }
+
+    pub(super) fn before(&self) -> &BTreeMap<u32, Connections> {
+        &self.before
     }
 
     /// Of a worker, with what those had who were in its slot before.
