@@ -106,12 +106,12 @@ fn launcher(nest: &Nest) -> anyhow::Result<(Front, Vec<u16>)> {
 /// `HAProxy` in front of them.
 fn haproxy(nest: &Nest, ports: &[u16]) -> anyhow::Result<Front> {
     let port = free_port()?;
-    let servers: String =
-        ports.iter().map(|port| format!(" server w{port} 127.0.0.1:{port}\n")).collect();
+    let servers = ports.iter().map(|port| format!(" server w{port} 127.0.0.1:{port}"));
+    let servers = servers.collect::<Vec<_>>().join("\n");
     let text = format!(
         "global\n nbthread 1\n maxconn 9000\ndefaults\n mode tcp\n timeout connect 5s\n timeout client 300s\n \
          timeout server 300s\nfrontend front\n bind 127.0.0.1:{port}\n default_backend workers\nbackend workers\n \
-         balance leastconn\n{servers}"
+         balance leastconn\n{servers}\n"
     );
     let file = nest.fifo().with_file_name("haproxy.cfg");
     fs::write(&file, text)?;

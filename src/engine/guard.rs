@@ -16,6 +16,7 @@ use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
+use nix::poll::{PollFd, PollFlags, poll};
 use nix::sys::signal::{Signal, kill};
 use nix::sys::wait::{Id, WaitPidFlag, waitid, waitpid};
 use nix::unistd::{Pid, getpid, pipe2, write};
@@ -27,6 +28,9 @@ use watch::{RECORD, Record};
 /// A guard that does not live as long as this is not replaced at once, and no start is tried sooner
 /// after one that was refused.
 const PAUSE: Duration = Duration::from_secs(1);
+
+/// The longest that a guard may take to stand for itself, in milliseconds.
+const STANDS: u16 = 1000;
 
 /// So many groups may be known by their mark alone for a moment.
 const AT_MOST: usize = 16;
@@ -54,6 +58,8 @@ struct Process {
     pid: Pid,
     /// Closes on exec; who becomes another program and stays the launcher has to hand it on.
     pipe: OwnedFd,
+    /// Until the guard stands for itself: ends when it has let go of all that it had from us.
+    begins: Option<OwnedFd>,
 }
 
 /// What is put into every worker's `NOTIFY_SOCKET`, and is no other run's.
@@ -90,7 +96,7 @@ impl Guard {
             wanted: wanted && getpid().as_raw() != 1,
             mark,
             groups: groups.collect(),
-            process: process.map(|(pid, pipe)| Process { pid, pipe }),
+            process: process.map(|(pid, pipe)| Process { pid, pipe, begins: None }),
             pending: Vec::new(),
             tried: Instant::now(),
             told: false,
@@ -183,9 +189,21 @@ impl Guard {
 
     fn fork(&self) -> nix::Result<Process> {
         let (theirs, ours) = pipe2(OFlag::O_CLOEXEC)?;
+        let (begins, begun) = pipe2(OFlag::O_CLOEXEC)?;
         fcntl(&ours, FcntlArg::F_SETFL(OFlag::O_NONBLOCK))?;
         let pid = fork_apart(|| watch::run(&theirs, &self.mark, &self.groups))?;
-        Ok(Process { pid, pipe: ours })
+        drop(begun);
+        Ok(Process { pid, pipe: ours, begins: Some(begins) })
+    }
+
+    /// Waits until the guard stands for itself: before that it is in our group and carries our environment, and
+    /// whoever ends us because of these would end it too.
+    pub(super) fn stands(&mut self) {
+        let Some(process) = &mut self.process else { return };
+        let Some(begins) = process.begins.take() else { return };
+        let mut end = [PollFd::new(begins.as_fd(), PollFlags::POLLIN)];
+        // One that hangs is seen by its pipe.
+        let _ = poll(&mut end, STANDS);
     }
 
     fn tell(&mut self, record: Record) {

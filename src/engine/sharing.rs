@@ -13,6 +13,7 @@ use super::{Config, Engine, ports};
 use crate::fleet::{self, Assignment, Event, FleetView, WorkerKey};
 use crate::sockets::{
     Connections, Equipment, FIRST_FD, Key, News, Proxy, Reuseport, SavedProxy, Share, Upstream,
+    revive,
 };
 
 /// The way that was chosen.
@@ -75,7 +76,10 @@ impl Sharing {
     pub(super) fn equip(&mut self, to: Assignment) -> io::Result<Equipment> {
         Ok(match &mut self.way {
             Way::Off => Equipment::default(),
-            Way::Fd(all) => Equipment { sockets: all.sockets.clone(), ..Equipment::default() },
+            Way::Fd(all) => {
+                all.sockets.iter().for_each(|socket| revive(socket));
+                Equipment { sockets: all.sockets.clone(), ..Equipment::default() }
+            }
             Way::Reuseport(way) => {
                 Equipment { sockets: way.equip(to.worker.0, to.slot)?, ..Equipment::default() }
             }

@@ -86,6 +86,7 @@ impl Engine {
             };
             (Stdio::null(), piped(&self.stdout)?, piped(&self.stderr)?)
         };
+        self.guard.stands();
         let terminal = io::stdin();
         let gives = self.in_foreground();
         let pid = self.spawner.spawn(Launch {

@@ -19,4 +19,4 @@ pub(crate) use proxy::{Options as ProxyOptions, Proxy, Saved as SavedProxy, Upst
 pub(crate) use reuseport::Reuseport;
 pub(crate) use share::{Balance, Connections, Equipment, Key, News, Share};
 pub(crate) use slots::Slots;
-pub(crate) use tcp::BACKLOG;
+pub(crate) use tcp::{BACKLOG, revive};

@@ -23,7 +23,7 @@ const SETTLE: Duration = Duration::from_millis(100);
 /// How long it is waited for what the next worker would inherit: one that hangs takes nothing.
 const INHERITED: Duration = Duration::from_secs(1);
 /// How long it may take to close its socket after that signal; until then it may still accept.
-const CLOSING: Duration = Duration::from_secs(1);
+const CLOSING: Duration = Duration::from_secs(2);
 /// How long a handshake may be under way after its SYN: what the kernel waits for an answer before it asks
 /// again (`TCP_TIMEOUT_INIT`).
 const HANDSHAKE: Duration = Duration::from_secs(1);

@@ -19,6 +19,7 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::rc::Rc;
 
 use nix::errno::Errno;
+use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::socket::{getsockopt, setsockopt, shutdown, sockopt};
 
@@ -97,8 +98,13 @@ impl Slots {
     /// The socket of a slot, which begins to listen when it is first asked for. Where others are steered to,
     /// it gets no connection before it is steered to as well.
     pub(crate) fn socket(&mut self, slot: u32) -> io::Result<Rc<OwnedFd>> {
-        if let Some(member) = self.members.iter().find(|member| member.slot == Some(slot)) {
-            return Ok(Rc::clone(&member.fd));
+        if let Some(index) = self.find(slot) {
+            let fd = &self.members[index].fd;
+            if tcp::listens(fd) {
+                return Ok(Rc::clone(fd));
+            }
+            // A worker has shut it down, for everybody, and the kernel has taken it out.
+            self.members.swap_remove(index);
         }
         if let Some(member) = self.members.iter_mut().find(|member| member.slot.is_none()) {
             member.slot = Some(slot);
@@ -136,16 +142,19 @@ impl Slots {
     }
 
     /// Ends the connections that wait in the socket of a slot that nobody will accept from; their clients see
-    /// a reset. Returns how many there were. Only while no worker has the socket.
+    /// a reset. Returns how many there were.
     pub(crate) fn dismiss(&self, slot: u32) -> io::Result<u32> {
         let Some(index) = self.find(slot) else { return Ok(0) };
         let listener = TcpListener::from(self.members[index].fd.try_clone()?);
-        let mut count = 0;
-        while count < self.backlog.cast_unsigned().saturating_mul(2) && waits(&listener) {
-            listener.accept()?;
-            count += 1;
-        }
-        Ok(count)
+        // Something that a worker has left behind may accept as well, so we must not wait for one. The flag
+        // is that of every copy, and the next worker finds it as it was.
+        let before = OFlag::from_bits_retain(fcntl(&listener, FcntlArg::F_GETFL)?);
+        fcntl(&listener, FcntlArg::F_SETFL(before | OFlag::O_NONBLOCK))?;
+        // No more than a queue holds: what comes meanwhile is led elsewhere.
+        let most = self.backlog.cast_unsigned().saturating_add(1);
+        let count = (0..most).take_while(|_| listener.accept().is_ok()).count();
+        fcntl(&listener, FcntlArg::F_SETFL(before))?;
+        Ok(u32::try_from(count).unwrap_or(u32::MAX))
     }
 
     /// Closes the socket of a slot, in every process that has it; what waits in it is reset. Where it was
@@ -310,6 +319,21 @@ mod tests {
         assert_eq!(found.len(), 1);
         group.dismiss(found[0]).unwrap();
         found[0]
+    }
+
+    #[test]
+    fn what_a_worker_has_shut_down_is_had_anew() {
+        for gone in 1..=3 {
+            let mut group = group(3);
+            group.steer([1, 2, 3]).unwrap();
+            let theirs = group.socket(gone).unwrap();
+            shutdown(theirs.as_raw_fd(), nix::sys::socket::Shutdown::Both).unwrap();
+            group.socket(gone).unwrap();
+            group.steer([gone]).unwrap();
+            assert_eq!(slots(&group), [gone]);
+            group.steer([1, 2, 3]).unwrap();
+            assert_eq!(slots(&group), [1, 2, 3]);
+        }
     }
 
     #[test]

@@ -4,8 +4,8 @@ use std::net::SocketAddr;
 use std::os::fd::{AsRawFd, OwnedFd};
 
 use nix::sys::socket::{
-    AddressFamily, Backlog, SockFlag, SockType, SockaddrStorage, bind, getsockname, listen,
-    setsockopt, socket, sockopt,
+    AddressFamily, Backlog, SockFlag, SockType, SockaddrStorage, bind, getsockname, getsockopt,
+    listen, setsockopt, socket, sockopt,
 };
 
 /// Connections that may wait to be accepted where nobody says otherwise, as Node and nginx have it. The
@@ -44,9 +44,42 @@ pub(super) fn open(
     Ok(fd)
 }
 
+/// Whether a socket listens: whoever has a copy may have shut it down for all.
+pub(super) fn listens(fd: &OwnedFd) -> bool {
+    getsockopt(fd, sockopt::AcceptConn).unwrap_or(true)
+}
+
+/// Lets a TCP socket listen again that a worker has shut down. A Unix socket cannot be helped.
+pub(crate) fn revive(fd: &OwnedFd) {
+    if !listens(fd) {
+        // Where it fails, the worker that gets it says so.
+        let _ = listen(fd, Backlog::new(BACKLOG).unwrap_or(Backlog::MAXALLOWABLE));
+    }
+}
+
 /// Where a TCP socket is bound; none for a socket of another family.
 pub(super) fn local(fd: &OwnedFd) -> nix::Result<Option<SocketAddr>> {
     let name: SockaddrStorage = getsockname(fd.as_raw_fd())?;
     let v4 = name.as_sockaddr_in().map(|name| (*name).into());
     Ok(v4.or_else(|| name.as_sockaddr_in6().map(|name| (*name).into())))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::{TcpListener, TcpStream};
+
+    use nix::sys::socket::{Shutdown, shutdown};
+
+    use super::*;
+
+    #[test]
+    fn what_was_shut_down_listens_again() {
+        let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+        let fd = open(port, None, 8, Join::Nobody).unwrap();
+        revive(&fd);
+        shutdown(fd.as_raw_fd(), Shutdown::Both).unwrap();
+        assert!(!listens(&fd) && TcpStream::connect(port).is_err());
+        revive(&fd);
+        TcpStream::connect(port).unwrap();
+    }
 }

@@ -64,7 +64,7 @@ s.bind(('127.0.0.1',int(os.environ['PORT'])))
 s.listen()
 print('up gen='+os.environ['THRONG_WORKER_GENERATION'],flush=True)
 time.sleep(1000)";
-    let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    let port = crate::supervise::free_port();
     let mut command = throng(&["--workers", "1", "--share", "off", "--", "python3", "-c", code]);
     let mut run = Run::start(command.env("PORT", port.to_string()));
     run.wait("up gen=1");

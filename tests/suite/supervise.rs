@@ -3,6 +3,7 @@
 
 use std::fs;
 use std::process::Command;
+use std::sync::atomic::{AtomicU32, Ordering};
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -141,9 +142,19 @@ fn indented(text: &str) -> String {
     text.lines().fold(String::new(), |text, line| text + " " + line + "\n")
 }
 
-/// A port that nobody has right now.
+/// A port that nobody has right now, and that nobody gets by chance: the kernel gives its own choice from
+/// 32768 on, no test here asks for one twice, and other processes that test begin elsewhere.
 pub(crate) fn free_port() -> u16 {
-    std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
+    static NEXT: AtomicU32 = AtomicU32::new(0);
+    let begin = std::process::id().wrapping_mul(331);
+    loop {
+        let number = begin.wrapping_add(NEXT.fetch_add(1, Ordering::Relaxed)) % 20_000;
+        let port = 12_000 + u16::try_from(number).unwrap();
+        // On every address: some ask for all of them.
+        if std::net::TcpListener::bind(("0.0.0.0", port)).is_ok() {
+            return port;
+        }
+    }
 }
 
 #[test]

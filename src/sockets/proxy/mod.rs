@@ -4,6 +4,7 @@
 //! One task drives all connections; the engine's calls come between its turns, on the same thread.
 
 mod accept;
+mod assign;
 mod balance;
 mod buffers;
 mod conn;

@@ -39,6 +39,15 @@ pub(super) enum Family {
     V6,
 }
 
+impl Family {
+    pub(super) fn other(self) -> Self {
+        match self {
+            Self::V4 => Self::V6,
+            Self::V6 => Self::V4,
+        }
+    }
+}
+
 impl Upstream {
     /// Begins to connect; never waits.
     pub(super) fn connect(&self, family: Family) -> nix::Result<OwnedFd> {
