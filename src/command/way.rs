@@ -15,7 +15,9 @@ pub(super) fn choose(settings: &mut Settings, host: &Host, passed: bool) -> Resu
         let served = !settings.listen.is_empty() || port.is_some();
         if served && !settings.exec { Share::Proxy } else { Share::Off }
     });
-    if share == Share::Proxy && settings.listen.is_empty() && !passed {
+    // Who says proxy may mean what is passed alone.
+    let only_passed = passed && settings.share.is_some();
+    if share == Share::Proxy && settings.listen.is_empty() && !only_passed {
         settings.listen.extend(port.map(Address::Port));
     }
     check(settings, host, share, passed)?;

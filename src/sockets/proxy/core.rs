@@ -218,6 +218,9 @@ impl Core {
     /// Passes on what there is, both ways.
     pub(super) fn relay(&mut self, id: u32) {
         let Some(conn) = self.conns.get_mut(id) else { return };
+        if !matches!(conn.state, State::Opening | State::Open) {
+            return;
+        }
         let mut more = false;
         if conn.state == State::Open {
             match pump(&mut conn.worker, &mut conn.client, &mut self.buffers) {
