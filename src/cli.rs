@@ -210,8 +210,20 @@ pub(crate) const KEYS: &[Key] = &[
     key(
         SOCKETS,
         "share",
-        "auto|node|fd|reuseport|off",
-        "node: a cluster primary for unmodified Node servers; fd: every worker inherits the listening sockets (LISTEN_FDS and others); reuseport: sockets of its own [default: auto]",
+        "auto|node|proxy|fd|reuseport|off",
+        "node: a cluster primary for unmodified Node servers; proxy: pass connections to each worker's own PORT; fd: every worker inherits the listening sockets (LISTEN_FDS and others); reuseport: sockets of its own; auto: node for `node SCRIPT`, else proxy with --listen or PORT, else off [default: auto]",
+    ),
+    key(
+        SOCKETS,
+        "upstream",
+        "port|unix",
+        "What each worker's PORT holds behind the proxy: a port, or the path of a Unix socket [default: port]",
+    ),
+    key(
+        SOCKETS,
+        "proxy-protocol",
+        "",
+        "Tell workers behind the proxy each client's address, by a PROXY protocol header (version 2)",
     ),
     key(
         SOCKETS,

@@ -44,8 +44,8 @@ pub(super) fn run(matches: &ArgMatches, host: &Host, inherited: Inherited) -> Re
         settings.command = ["throng-rs", "demo-server"].map(OsString::from).to_vec();
         Ok(settings)
     };
-    let settings = read(host)?;
-    let share = way::choose(&settings, host, passed)?;
+    let mut settings = read(host)?;
+    let share = way::choose(&mut settings, host, passed)?;
     if settings.dry_run {
         return size::report(&settings, host);
     }

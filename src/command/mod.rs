@@ -72,8 +72,8 @@ fn dispatch(args: &[OsString], host: &Host, inherited: Inherited) -> Result<u8, 
         _ => {
             let passed = !matches!(inherited.found, Ok(None));
             let defaults = Defaults { share: None, listen: None };
-            let settings = Settings::read(&matches, host, defaults)?;
-            let share = way::choose(&settings, host, passed)?;
+            let mut settings = Settings::read(&matches, host, defaults)?;
+            let share = way::choose(&mut settings, host, passed)?;
             if settings.dry_run {
                 size::report(&settings, host)
             } else {

@@ -21,7 +21,7 @@ use crate::plan::MOST_WORKERS;
 use crate::probe::Host;
 use crate::report;
 use crate::settings::{Format, Ready, Settings, Switch, Watchdog, Workers};
-use crate::sockets::{Address, Listener, Share, variables};
+use crate::sockets::{Address, Balance, Listener, ProxyOptions, Share, variables};
 
 /// A worker that says nothing by itself is taken for ready when it has lived for so long.
 const READY_AFTER: Duration = Duration::from_secs(1);
@@ -77,7 +77,12 @@ struct Prepared {
 
 impl Prepared {
     /// The command of the settings, from the file `program` or from where `PATH` says.
-    fn new(settings: &Settings, host: &Host, program: Option<PathBuf>) -> Result<Self, Failure> {
+    fn new(
+        settings: &Settings,
+        share: Share,
+        host: &Host,
+        program: Option<PathBuf>,
+    ) -> Result<Self, Failure> {
         let words = settings.command.clone();
         let dir = directory(settings)?;
         let mut env = size::inherited(settings, host)?;
@@ -87,7 +92,8 @@ impl Prepared {
             (None, None) => return Err(usage("no command given")),
         };
         let wants_port = words.iter().any(|word| word.to_string_lossy().contains("{port}"));
-        if settings.workers.template && wants_port && env.get("PORT").is_none() {
+        let has_port = share == Share::Proxy || env.get("PORT").is_some();
+        if settings.workers.template && wants_port && !has_port {
             return Err(usage(
                 "--template has a {port} to replace, and PORT is not set; set it, or leave {port} out",
             ));
@@ -135,7 +141,7 @@ pub(super) fn start(
     announce: &dyn Fn(&Address) -> Result<(), Failure>,
 ) -> Result<u8, Failure> {
     log::start(settings.output.log_json, settings.output.quiet, settings.output.verbose);
-    let prepared = Prepared::new(settings, host, program.clone())?;
+    let prepared = Prepared::new(settings, share, host, program.clone())?;
     let user = settings.workers.user.as_deref().map(user).transpose()?;
     prepared.sized.check(settings)?;
     if inherited.resume.is_none() {
@@ -155,17 +161,19 @@ pub(super) fn start(
         return Ok(SUCCESS);
     }
     let listeners = listeners::open(settings, share, found, resume.as_ref())?;
-    let sockets: Vec<(Address, String)> =
-        listeners.iter().map(|listener| (listener.address.clone(), listener.name())).collect();
-    let env = prepared.workers_env(settings, share, &sockets);
-    for (address, _) in &sockets {
-        announce(address)?;
+    for listener in &listeners {
+        announce(&listener.address)?;
     }
+    // Behind the proxy they inherit none.
+    let inherited = listeners.iter().filter(|_| share != Share::Proxy);
+    let sockets: Vec<(Address, String)> =
+        inherited.map(|listener| (listener.address.clone(), listener.name())).collect();
+    let env = prepared.workers_env(settings, share, &sockets);
     let renewal: Renewal = Box::new(move || {
         let again = || {
             let host = Host::live();
             let settings = read()?;
-            let prepared = Prepared::new(&settings, &host, program.clone())?;
+            let prepared = Prepared::new(&settings, share, &host, program.clone())?;
             let env = prepared.workers_env(&settings, share, &sockets);
             Ok((prepared.program, prepared.words, env))
         };
@@ -216,7 +224,7 @@ fn configure(settings: &Settings, host: &Host, sized: &Sized, parts: Parts) -> C
             max_restarts: settings.workers.max_restarts,
             grace: settings.workers.grace,
             drains: parts.share.drains() || settings.workers.stop_message.is_some(),
-            readiness: readiness(&settings.workers, node),
+            readiness: readiness(&settings.workers, parts.share),
             watchdog: match settings.workers.watchdog {
                 Some(Watchdog::Ping(every)) => Some(every),
                 _ => None,
@@ -241,6 +249,11 @@ fn configure(settings: &Settings, host: &Host, sized: &Sized, parts: Parts) -> C
         inspect: parts.inspect,
         stop_message: settings.workers.stop_message.clone(),
         listeners: parts.listeners,
+        proxy: ProxyOptions {
+            balance: settings.balance.unwrap_or(Balance::LeastConnections),
+            header: settings.proxy.header,
+            unix: settings.proxy.unix,
+        },
         before: settings.workers.before.clone(),
         surge: settings.workers.surge.map_or(Surge::Auto, Surge::Most),
         ready_by_notice: matches!(settings.workers.ready, Ready::Auto | Ready::Notify),
@@ -249,6 +262,8 @@ fn configure(settings: &Settings, host: &Host, sized: &Sized, parts: Parts) -> C
             // A server that asked us for nothing has a port of its own.
             Ready::Auto if node => Some(Check::Listen),
             Ready::Listen => Some(Check::Listen),
+            // It is told where to listen, so that shows when it serves.
+            Ready::Auto if parts.share == Share::Proxy => Some(Check::Listen),
             Ready::Http(path) => Some(Check::Http(path.clone())),
             _ => None,
         },
@@ -296,9 +311,9 @@ fn port_of(asked: &Address) -> String {
     }
 }
 
-fn readiness(workers: &Workers, node: bool) -> Readiness {
+fn readiness(workers: &Workers, share: Share) -> Readiness {
     let (alive, lenient) = match workers.ready {
-        Ready::Auto if node => (None, true),
+        Ready::Auto if matches!(share, Share::Node | Share::Proxy) => (None, true),
         Ready::Auto => (Some(READY_AFTER), true),
         Ready::Spawn => (Some(Duration::ZERO), false),
         Ready::Delay(delay) => (Some(delay), false),

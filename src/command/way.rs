@@ -12,15 +12,25 @@ use crate::plan::Runtime;
 use crate::probe::Host;
 use crate::program::{Script, cluster, inspect_option};
 use crate::settings::{Ready, Settings, Switch, Watchdog};
-use crate::sockets::Share;
+use crate::sockets::{Address, Share};
 
-/// The way of these settings; `passed`: a service manager passes sockets to us.
-pub(super) fn choose(settings: &Settings, host: &Host, passed: bool) -> Result<Share, Failure> {
+/// The way of these settings; `passed`: a service manager passes sockets to us. Where the proxy listens on
+/// our own `PORT`, that is added to them.
+pub(super) fn choose(settings: &mut Settings, host: &Host, passed: bool) -> Result<Share, Failure> {
+    let port = host.env("PORT").and_then(|port| port.to_str()?.trim().parse().ok());
+    let port = port.filter(|port| *port != 0);
+    let served = !settings.listen.is_empty() || port.is_some();
     let share = match settings.share {
         Some(share) => share,
         None if is_node_server(settings, host) => Share::Node,
+        None if served && !settings.exec => Share::Proxy,
         None => Share::Off,
     };
+    // Who says proxy may mean what is passed alone.
+    let only_passed = passed && settings.share.is_some();
+    if share == Share::Proxy && settings.listen.is_empty() && !only_passed {
+        settings.listen.extend(port.map(Address::Port));
+    }
     check(settings, host, share, passed)?;
     if share == Share::Node {
         check_node(settings, host)?;
@@ -32,6 +42,7 @@ pub(super) fn choose(settings: &Settings, host: &Host, passed: bool) -> Result<S
         )));
     }
     check_balance(settings, share)?;
+    check_proxy(settings, share)?;
     Ok(share)
 }
 
@@ -119,6 +130,22 @@ pub(super) fn inspect(settings: &Settings, env: &Environment) -> Option<Inspect>
     Some(Inspect { at: script.at?, host, port })
 }
 
+/// What is for the proxy alone.
+fn check_proxy(settings: &Settings, share: Share) -> Result<(), Failure> {
+    if share == Share::Proxy {
+        return Ok(());
+    }
+    let chosen = [("upstream", settings.proxy.unix), ("proxy-protocol", settings.proxy.header)];
+    match chosen.into_iter().find(|(_, chosen)| *chosen) {
+        Some((name, _)) => Err(usage(format!(
+            "{} is about connections that we pass on, and --share {} passes none; leave it out, or use --share proxy",
+            settings.origin(name),
+            share.name()
+        ))),
+        None => Ok(()),
+    }
+}
+
 fn check_balance(settings: &Settings, share: Share) -> Result<(), Failure> {
     let known = share.balances();
     let Some(balance) = settings.balance.filter(|balance| !known.contains(balance)) else {
@@ -142,7 +169,13 @@ fn check(settings: &Settings, host: &Host, share: Share, passed: bool) -> Result
     let http = matches!(settings.workers.watchdog, Some(Watchdog::Http(_)));
     match (settings.listen.is_empty(), share) {
         (false, Share::Off) => Err(usage(format!(
-            "{listen} needs --share fd or reuseport, so that workers get the socket"
+            "{listen} needs --share proxy, fd or reuseport, so that workers get the connections"
+        ))),
+        (true, Share::Proxy) if !passed => Err(usage(format!(
+            "{chosen} is proxy and needs --listen ADDR or PORT in the environment, where clients connect to"
+        ))),
+        (_, Share::Proxy) if settings.exec => Err(usage(format!(
+            "--exec hands everything over to COMMAND, and nobody stays to pass connections on; leave it or {chosen} out"
         ))),
         (true, Share::Fd | Share::Reuseport) if !passed => {
             let foreign = if host.env("LISTEN_FDS").is_some() {

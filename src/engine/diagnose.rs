@@ -79,7 +79,7 @@ impl Engine {
             event = "port_taken",
             port,
             "worker {wanted_by} wanted port {port}, on which worker {owner} (pid {holder}) listens: only one process can bind it by itself. \
-             Add --listen {port} --share fd if the server takes an inherited socket (LISTEN_FDS), or run one with --workers 1"
+             Add --listen {port} if the server listens on what PORT says, which gives each worker a port of its own, or --listen {port} --share fd if it takes an inherited socket (LISTEN_FDS); or run one with --workers 1"
         );
         self.tell(Event::Abort { status: how.status().max(1) });
     }

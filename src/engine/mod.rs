@@ -62,7 +62,7 @@ pub(crate) use user::User;
 
 use crate::control::Place;
 use crate::fleet::{Action, Event, Fleet, Kind, Note, Policy, Time, Told, WorkerKey};
-use crate::sockets::{Address, Balance, Listener, Share};
+use crate::sockets::{Address, Balance, Listener, ProxyOptions, Share};
 use answer::Control;
 use check::Look;
 use guard::Guard;
@@ -104,6 +104,7 @@ pub(crate) struct Config {
     /// What a worker is sent before its stop signal.
     pub(crate) stop_message: Option<serde_json::Value>,
     pub(crate) listeners: Vec<Listener>,
+    pub(crate) proxy: ProxyOptions,
     /// A shell command that runs once, before the first worker.
     pub(crate) before: Option<String>,
     pub(crate) surge: Surge,
@@ -297,7 +298,11 @@ impl Engine {
         let mut events = vec![event];
         let mut aged = Vec::new();
         while let Some(event) = events.pop() {
-            for action in self.fleet.step(self.started.elapsed(), event) {
+            let actions = self.fleet.step(self.started.elapsed(), event);
+            if self.fleet.is_ending() {
+                self.stop_sharing();
+            }
+            for action in actions {
                 if let Some(manager) = &mut self.manager {
                     manager.heed(&action);
                 }

@@ -103,6 +103,7 @@ impl Engine {
             events: events
                 .map(|fact| (fact.number, fact.name.to_string(), fact.json.to_string()))
                 .collect(),
+            proxy: self.sharing.save_proxy(),
             upgrade_error: None,
         })
     }
@@ -168,14 +169,14 @@ impl Engine {
     /// Takes up the work again: looks at workers, and hears what came meanwhile.
     pub(super) fn work_on(&mut self, state: &State) {
         let view = self.fleet.view(self.now());
-        self.sharing.resume(&view);
+        self.sharing.resume(&view, state.proxy.as_ref());
         for worker in &view.workers {
             if worker.ready {
                 self.look_for_life(worker.key);
             } else if worker.state == "starting"
                 && let Some(pid) = self.running.get(&worker.key).map(|running| running.pid)
             {
-                let look = self.look_for_readiness(worker.key, pid);
+                let look = self.look_for_readiness(worker.key, worker.slot, pid);
                 if let Some(running) = self.running.get_mut(&worker.key) {
                     running.look = look;
                 }

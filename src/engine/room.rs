@@ -1,10 +1,13 @@
 //! Whether a new worker may run beside the old one while it becomes ready.
 
+use std::net::SocketAddr;
+
 use tracing::{error, info};
 
 use super::{Engine, ports, usage};
 use crate::fleet::{Event, Kind};
 use crate::probe::{Host, Resources};
+use crate::sockets::Upstream;
 use crate::units::show_size;
 
 /// How many new workers may run beside those that they replace.
@@ -88,12 +91,18 @@ impl Engine {
     /// A worker that listens on a port which nobody else can bind, and which is not ours to share.
     fn own_port(&self, slot: Option<u32>) -> Option<(u32, u16)> {
         let ours = self.sharing.ours();
-        let running = self.running.values().filter(|running| !running.reaped);
-        running.filter(|running| slot.is_none_or(|slot| slot == running.slot)).find_map(|running| {
-            let addresses = ports::listening(running.pid, &ours);
-            let taken = addresses.into_iter().find(|address| !ports::is_shared(address));
-            taken.map(|address| (running.slot, address.port()))
-        })
+        let running = self.running.iter().filter(|(_, running)| !running.reaped);
+        running.filter(|(_, one)| slot.is_none_or(|slot| slot == one.slot)).find_map(
+            |(key, running)| {
+                let addresses = ports::listening(running.pid, &ours).into_iter();
+                // The next one has another place.
+                let told = self.sharing.upstream(*key);
+                let own = |address: &SocketAddr| told == Some(Upstream::Port(address.port()));
+                let mut others = addresses.filter(|address| !own(address));
+                let taken = others.find(|address| !ports::is_shared(address));
+                taken.map(|address| (running.slot, address.port()))
+            },
+        )
     }
 
     /// Bytes that are left, and what the largest worker has for itself alone.

@@ -15,7 +15,8 @@ use super::{Config, Engine, ports, spawn};
 use crate::fleet::{self, Assignment, Event, FleetView, Kind, WorkerKey};
 use crate::sockets::node::{Cluster, Hub, Saved, Setup};
 use crate::sockets::{
-    Balance, Connections, Equipment, FIRST_FD, Key, News, Reuseport, Share, revive,
+    Balance, Connections, Equipment, FIRST_FD, Key, News, Proxy, Reuseport, SavedProxy, Share,
+    Upstream, revive,
 };
 
 /// How long a worker of Node may take to say that it is there: at least, and at most.
@@ -41,6 +42,7 @@ enum Way {
     /// The same for all: also for Node, which asks for the rest by its channel.
     Fd(Equipment),
     Reuseport(Reuseport),
+    Proxy(Proxy),
 }
 
 impl Sharing {
@@ -62,6 +64,12 @@ impl Sharing {
             }
             Share::Reuseport => {
                 Way::Reuseport(Reuseport::new(&mut config.listeners, end, teller.clone())?)
+            }
+            Share::Proxy => {
+                let copies = config.listeners.iter().map(|listener| listener.fd.try_clone());
+                let copies = copies.collect::<io::Result<_>>()?;
+                let user = config.user.as_ref().map(|user| (user.uid, user.gid));
+                Way::Proxy(Proxy::new(copies, config.proxy, user, teller.clone())?)
             }
         };
         let cluster = |passed: &[_]| Cluster {
@@ -86,7 +94,7 @@ impl Sharing {
     /// How many descriptors a worker inherits from [`FIRST_FD`] on.
     pub(super) fn inherited(&self) -> usize {
         let sockets = match &self.way {
-            Way::Off => 0,
+            Way::Off | Way::Proxy(_) => 0,
             Way::Fd(all) => all.sockets.len(),
             Way::Reuseport(way) => way.count(),
         };
@@ -103,6 +111,10 @@ impl Sharing {
             }
             Way::Reuseport(way) => {
                 Equipment { sockets: way.equip(to.worker.0, to.slot)?, ..Equipment::default() }
+            }
+            Way::Proxy(way) => {
+                let port = way.equip(to.worker.0, to.slot)?.to_string();
+                Equipment { env: vec![("PORT", port)], ..Equipment::default() }
             }
         };
         if let Some(hub) = &self.hub
@@ -124,14 +136,17 @@ impl Sharing {
         match &mut self.way {
             Way::Off | Way::Fd(_) => {}
             Way::Reuseport(way) => way.ready(worker.0),
+            Way::Proxy(way) => way.ready(worker.0),
         }
     }
 
     /// No more for a worker; [`News::Drained`] follows. `all`: so it is with all the others.
     fn drain(&mut self, worker: WorkerKey, all: bool) {
         if let Some(hub) = self.hub.as_ref().filter(|hub| hub.drains()) {
-            if let Way::Reuseport(way) = &mut self.way {
-                way.leaves(worker.0);
+            match &mut self.way {
+                Way::Off | Way::Fd(_) => {}
+                Way::Reuseport(way) => way.leaves(worker.0),
+                Way::Proxy(way) => way.leaves(worker.0),
             }
             return hub.drain(worker.0, all);
         }
@@ -141,6 +156,7 @@ impl Sharing {
                 let _ = self.teller.send((worker.0, News::Drained));
             }
             Way::Reuseport(way) => way.drain(worker.0, all),
+            Way::Proxy(way) => way.drain(worker.0),
         }
     }
 
@@ -152,6 +168,7 @@ impl Sharing {
         match &mut self.way {
             Way::Off | Way::Fd(_) => {}
             Way::Reuseport(way) => way.leaves(worker.0),
+            Way::Proxy(way) => way.leaves(worker.0),
         }
     }
 
@@ -163,6 +180,7 @@ impl Sharing {
         match &mut self.way {
             Way::Off | Way::Fd(_) => {}
             Way::Reuseport(way) => way.gone(worker.0),
+            Way::Proxy(way) => way.gone(worker.0),
         }
     }
 
@@ -172,7 +190,7 @@ impl Sharing {
             hub.resized(slots);
         }
         match &mut self.way {
-            Way::Off | Way::Fd(_) => {}
+            Way::Off | Way::Fd(_) | Way::Proxy(_) => {}
             Way::Reuseport(way) => way.resized(slots),
         }
     }
@@ -181,6 +199,7 @@ impl Sharing {
     pub(super) fn connections(&self, worker: WorkerKey) -> Option<Connections> {
         match &self.way {
             Way::Off | Way::Fd(_) | Way::Reuseport(_) => self.hub.as_ref()?.connections(worker.0),
+            Way::Proxy(way) => way.connections(worker.0),
         }
     }
 
@@ -188,7 +207,7 @@ impl Sharing {
     pub(super) fn ours(&self) -> HashSet<u64> {
         let mut found = HashSet::new();
         match &self.way {
-            Way::Off => {}
+            Way::Off | Way::Proxy(_) => {}
             Way::Fd(all) => {
                 found.extend(all.sockets.iter().filter_map(|fd| ports::inode(&fd.as_fd())));
             }
@@ -202,7 +221,7 @@ impl Sharing {
 
     fn due(&mut self, worker: WorkerKey) {
         match &mut self.way {
-            Way::Off | Way::Fd(_) => {}
+            Way::Off | Way::Fd(_) | Way::Proxy(_) => {}
             Way::Reuseport(way) => way.due(worker.0),
         }
     }
@@ -213,7 +232,7 @@ impl Sharing {
             hub.vacant(slot);
         }
         match &mut self.way {
-            Way::Off | Way::Fd(_) => {}
+            Way::Off | Way::Fd(_) | Way::Proxy(_) => {}
             Way::Reuseport(way) => way.vacant(slot),
         }
     }
@@ -248,10 +267,49 @@ impl Sharing {
         self.hub.as_ref()
     }
 
+    /// Where a worker was told to listen, where it has a place of its own.
+    pub(super) fn upstream(&self, worker: WorkerKey) -> Option<Upstream> {
+        match &self.way {
+            Way::Proxy(way) => way.upstream(worker.0),
+            Way::Off | Way::Fd(_) | Way::Reuseport(_) => None,
+        }
+    }
+
+    /// All will stop. True where the listening sockets are of no use any more.
+    fn stop(&mut self) -> bool {
+        match &mut self.way {
+            Way::Proxy(way) => {
+                way.stop();
+                true
+            }
+            Way::Off | Way::Fd(_) | Way::Reuseport(_) => false,
+        }
+    }
+
+    /// What the proxy has under way.
+    pub(super) fn save_proxy(&self) -> Option<SavedProxy> {
+        match &self.way {
+            Way::Proxy(way) => Some(way.save()),
+            Way::Off | Way::Fd(_) | Way::Reuseport(_) => None,
+        }
+    }
+
+    /// Whether the descriptors that keep their numbers stay open over an exec.
+    pub(super) fn keep_open(&self, keep: bool) {
+        if let Way::Proxy(way) = &self.way {
+            way.keep_open(keep);
+        }
+    }
+
     /// Goes on with the workers that an earlier program of ours has started.
-    pub(super) fn resume(&mut self, view: &FleetView) {
+    pub(super) fn resume(&mut self, view: &FleetView, proxy: Option<&SavedProxy>) {
         if let Some(hub) = &self.hub {
             hub.resume(view.target);
+        }
+        if let (Way::Proxy(way), Some(saved)) = (&mut self.way, proxy) {
+            way.restore(saved);
+            let draining = view.workers.iter().filter(|worker| worker.state == "draining");
+            draining.for_each(|worker| way.drain(worker.key.0));
         }
         let Way::Reuseport(way) = &mut self.way else { return };
         for worker in &view.workers {
@@ -262,6 +320,11 @@ impl Sharing {
         for worker in view.workers.iter().filter(|worker| worker.state == "draining") {
             way.drain(worker.key.0, view.stopping);
         }
+    }
+
+    /// For those who find out something besides.
+    pub(super) fn teller(&self) -> UnboundedSender<Told> {
+        self.teller.clone()
     }
 
     /// What is found out next.
@@ -275,6 +338,13 @@ impl Sharing {
 }
 
 impl Engine {
+    /// The stop has begun: new clients are refused at once, where we are who they come to.
+    pub(super) fn stop_sharing(&mut self) {
+        if self.sharing.stop() {
+            self.config.listeners.clear();
+        }
+    }
+
     pub(super) fn drain(&mut self, worker: WorkerKey) {
         if let Some(running) = self.running.get_mut(&worker) {
             running.asked = true;
@@ -290,8 +360,9 @@ impl Engine {
             News::Leaves => fleet::Told::Stopping,
             News::Listens if self.config.ready_by_listening => fleet::Told::Ready,
             News::SaidReady if self.config.ready_by_notice => fleet::Told::Ready,
-            News::Listens | News::SaidReady => return,
             News::Due => return self.sharing.due(worker),
+            // Nothing here waits for that, or the turn is all that it wants.
+            News::Listens | News::SaidReady | News::Said => return,
             News::Deaf => return self.deaf(worker),
             News::PortTaken(port) => return port_taken(port),
         };

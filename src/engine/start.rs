@@ -50,7 +50,10 @@ impl Engine {
     }
 
     fn try_spawn(&mut self, to: Assignment) -> io::Result<Running> {
-        let port = self.config.env.get("PORT").map(|port| port.to_string_lossy().into_owned());
+        let equipment = self.sharing.equip(to)?;
+        let own = equipment.env.iter().find(|(name, _)| *name == "PORT");
+        let told = || Some(self.config.env.get("PORT")?.to_string_lossy().into_owned());
+        let port = own.map(|(_, port)| port.clone()).or_else(told);
         let mut words = if self.config.template {
             let mut values = vec![
                 ("id", to.slot.to_string()),
@@ -86,7 +89,6 @@ impl Engine {
             };
             (Stdio::null(), piped(&self.stdout)?, piped(&self.stderr)?)
         };
-        let equipment = self.sharing.equip(to)?;
         self.guard.stands();
         let terminal = io::stdin();
         let gives = self.in_foreground();
@@ -108,7 +110,7 @@ impl Engine {
         for stream in &streams {
             self.watch_stream(stream);
         }
-        let look = self.look_for_readiness(to.worker, pid);
+        let look = self.look_for_readiness(to.worker, to.slot, pid);
         Ok(Running {
             pid,
             slot: to.slot,
@@ -155,6 +157,7 @@ fn refusal(error: &io::Error) -> Refusal {
         Errno::EAGAIN | Errno::ENOMEM | Errno::EMFILE | Errno::ENFILE | Errno::ENOSPC => {
             Refusal::Resources
         }
+        _ if error.kind() == io::ErrorKind::AddrNotAvailable => Refusal::Resources,
         _ => Refusal::Command { status: exec_status(error) },
     }
 }

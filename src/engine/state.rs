@@ -9,6 +9,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use crate::fleet::{self, WorkerKey};
+use crate::sockets::SavedProxy;
 use crate::sockets::node::Saved;
 
 /// Changes where an older reader would misunderstand.
@@ -55,6 +56,9 @@ pub(super) struct State {
     pub(super) quick_failures: BTreeMap<u32, u32>,
     /// Number, name and JSON of the last events.
     pub(super) events: Vec<(u64, String, String)>,
+    /// What the proxy has under way, by the numbers that its descriptors keep.
+    #[serde(default)]
+    pub(super) proxy: Option<SavedProxy>,
     /// For whoever asked for this upgrade and finds the old program back.
     pub(super) upgrade_error: Option<String>,
 }

@@ -323,7 +323,9 @@ impl Engine {
         let memory = memory(&serde_json::to_vec(&state)?)?;
         let before: OwnedFd = File::open("/proc/self/exe").context("no way back")?.into();
         let order = format!("take:{}:{}", keep(memory.as_fd())?, keep(before.as_fd())?);
+        self.sharing.keep_open(true);
         let failure = execve(&path, &words(), &environment(&[(VARIABLE, &order)]));
+        self.sharing.keep_open(false);
         failure.with_context(|| format!("cannot start {}", program.display()))
     }
 }

@@ -65,12 +65,22 @@ pub(crate) struct Settings {
     pub(crate) balance: Option<Balance>,
     /// Whether workers get a channel for messages.
     pub(crate) ipc: Switch,
+    pub(crate) proxy: Passing,
     /// Where each setting that was chosen comes from.
     origins: Vec<(&'static str, String)>,
     /// Everything that was chosen, as it was written.
     pub(crate) chosen: Vec<Choice>,
     /// What is odd and was passed over.
     pub(crate) warnings: Vec<String>,
+}
+
+/// How the proxy meets the workers.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Passing {
+    /// At Unix sockets, in place of ports.
+    pub(crate) unix: bool,
+    /// With a header that tells who the client is.
+    pub(crate) header: bool,
 }
 
 /// How many workers.
@@ -168,6 +178,7 @@ const SHARES: &[(&str, Option<Share>)] = &[
     ("node", Some(Share::Node)),
     ("fd", Some(Share::Fd)),
     ("reuseport", Some(Share::Reuseport)),
+    ("proxy", Some(Share::Proxy)),
     ("off", Some(Share::Off)),
 ];
 const BALANCES: &[(&str, Option<Balance>)] = &[
@@ -177,6 +188,7 @@ const BALANCES: &[(&str, Option<Balance>)] = &[
     ("round-robin", Some(Balance::RoundRobin)),
     ("sticky-ip", Some(Balance::StickyIp)),
 ];
+const UPSTREAMS: &[(&str, bool)] = &[("port", false), ("unix", true)];
 const SWITCH: &[(&str, Switch)] =
     &[("auto", Switch::Auto), ("on", Switch::On), ("off", Switch::Off)];
 
@@ -218,6 +230,10 @@ impl Settings {
             share: layers.choice_or("share", SHARES, defaults.share)?,
             balance: layers.choice_or("balance", BALANCES, None)?,
             ipc: layers.choice_or("ipc", SWITCH, Switch::Auto)?,
+            proxy: Passing {
+                unix: layers.choice_or("upstream", UPSTREAMS, false)?,
+                header: layers.switch("proxy-protocol")?,
+            },
             origins: layers.origins(),
             chosen: layers.chosen()?,
             warnings,

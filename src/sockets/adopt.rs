@@ -2,10 +2,14 @@
 #![expect(unsafe_code, reason = "a number in the environment becomes a descriptor")]
 
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use nix::fcntl::{FcntlArg, FdFlag, fcntl};
+use nix::sys::socket::{SockFlag, accept4};
+
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
 
 use super::FIRST_FD;
 
@@ -67,6 +71,35 @@ pub(crate) fn handed_down(fd: RawFd) -> io::Result<OwnedFd> {
     }
     // SAFETY: borrowed for one call, which fails harmlessly where the number is not open.
     unsafe { BorrowedFd::borrow_raw(fd) }.try_clone_to_owned()
+}
+
+/// The next connection of a listening socket, closed on exec; neither it nor this call ever waits.
+pub(super) fn accept(listener: BorrowedFd<'_>) -> nix::Result<OwnedFd> {
+    let flags = SockFlag::SOCK_NONBLOCK | SockFlag::SOCK_CLOEXEC;
+    let fd = accept4(listener.as_raw_fd(), flags)?;
+    // SAFETY: accept4 just returned this descriptor, and nothing else owns it.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+/// Watches a descriptor, which is owned from here on, for something to read.
+pub(super) fn watch(fd: OwnedFd) -> io::Result<AsyncFd<OwnedFd>> {
+    // SAFETY: the descriptor is open, the watch owns it, and nothing takes it out and closes it before
+    // the watch has ended.
+    Ok(unsafe { AsyncFd::register_with_interest(fd, Interest::READABLE) }?)
+}
+
+/// A descriptor that our predecessor in this process has left open for us, under its number; closed on exec
+/// from here on. Each is taken over once, and when there is no way back.
+pub(super) fn take_over(fd: RawFd) -> io::Result<OwnedFd> {
+    if fd < FIRST_FD {
+        return Err(io::Error::other("no descriptor of ours"));
+    }
+    // SAFETY: borrowed for one call, which fails harmlessly where the number is not open.
+    let borrowed = unsafe { BorrowedFd::borrow_raw(fd) };
+    fcntl(borrowed, FcntlArg::F_SETFD(FdFlag::FD_CLOEXEC))?;
+    // SAFETY: it is open, the predecessor kept it open under this number for us alone, nothing here owns
+    // it, and each number is taken over once.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
 /// Closes a descriptor that was handed down, after a copy was made of it.

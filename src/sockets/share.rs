@@ -13,6 +13,8 @@ pub(crate) enum Share {
     Fd,
     /// One for each slot, inherited.
     Reuseport,
+    /// We accept, and pass bytes to a port of each worker's own.
+    Proxy,
     /// Workers bind for themselves, or have no port.
     Off,
 }
@@ -22,7 +24,7 @@ impl Share {
     /// gets its stop signal.
     pub(crate) fn drains(self) -> bool {
         match self {
-            Self::Node | Self::Reuseport => true,
+            Self::Node | Self::Reuseport | Self::Proxy => true,
             Self::Fd | Self::Off => false,
         }
     }
@@ -33,6 +35,7 @@ impl Share {
             Self::Node => "node",
             Self::Fd => "fd",
             Self::Reuseport => "reuseport",
+            Self::Proxy => "proxy",
             Self::Off => "off",
         }
     }
@@ -42,6 +45,7 @@ impl Share {
         match self {
             Self::Node => &[Balance::Kernel, Balance::RoundRobin, Balance::StickyIp],
             Self::Fd | Self::Reuseport => &[Balance::Kernel],
+            Self::Proxy => &[Balance::LeastConnections, Balance::RoundRobin, Balance::StickyIp],
             Self::Off => &[],
         }
     }
@@ -100,6 +104,8 @@ pub(crate) enum News {
     Deaf,
     /// It wants a port that somebody else has.
     PortTaken(u16),
+    /// Something about it was written to the log, which is passed on when the engine has its turn.
+    Said,
     /// What the way has put off for it is to be done now.
     Due,
 }

@@ -116,6 +116,30 @@ fn a_passed_socket_stands_for_an_equal_listen_and_comes_first() {
 }
 
 #[test]
+fn the_proxy_accepts_on_what_is_passed() {
+    let address = format!("127.0.0.1:{}", free_port());
+    let server = "
+import os, socket
+s = socket.create_server(('127.0.0.1', int(os.environ['PORT'])))
+print('u' 'p', os.environ.get('LISTEN_FDS'), flush=True)
+while True:
+    c, _ = s.accept()
+    c.sendall(b'pid=%d.' % os.getpid())
+    c.close()
+";
+    let args = ["--workers", "2", "--share", "proxy", "--", "python3", "-c", server];
+    let Some(mut command) = activate(&["-l", &address], &args) else { return };
+    let mut run = Run::start(&mut command);
+    run.wait("Listening on");
+    let first = TcpStream::connect(&address).unwrap();
+    for line in run.wait_for(2, "up ") {
+        assert_eq!(line, "up None");
+    }
+    assert_ne!(answer(first), answer(TcpStream::connect(&address).unwrap()));
+    assert_eq!(run.stop(), 0);
+}
+
+#[test]
 fn the_demo_serves_what_is_passed_and_nothing_else() {
     let address = format!("127.0.0.1:{}", free_port());
     let args = ["demo", "--workers", "1", "--restart", "always"];

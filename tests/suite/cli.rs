@@ -111,7 +111,7 @@ fn contradictions_are_named() {
         &["--min-workers (2)", "--workers (1)"],
     );
     refused(&["-q", "-v"], &[], &["--quiet", "--verbose"]);
-    refused(&["--listen", "3000"], &[], &["--listen", "--share fd"]);
+    refused(&["--listen", "3000", "--share", "off"], &[], &["--listen", "--share proxy"]);
     refused(&["--share", "fd"], &[], &["--share", "--listen"]);
     refused(&["--format", "json"], &[], &["--format", "--dry-run"]);
     refused(&["--sysroot", "/"], &[], &["--sysroot", "--dry-run"]);

@@ -65,7 +65,7 @@ s.listen()
 print('up gen='+os.environ['THRONG_WORKER_GENERATION'],flush=True)
 time.sleep(1000)";
     let port = crate::supervise::free_port();
-    let mut command = throng(&["--workers", "1", "--", "python3", "-c", code]);
+    let mut command = throng(&["--workers", "1", "--share", "off", "--", "python3", "-c", code]);
     let mut run = Run::start(command.env("PORT", port.to_string()));
     run.wait("up gen=1");
     run.signal(Signal::SIGHUP);

@@ -131,7 +131,8 @@ fn a_port_that_a_sibling_has_is_named_with_the_way_out() {
         indented(&server.replace(&port.to_string(), "int(os.environ['PORT'])"))
     );
     let mut run = Run::start(
-        throng(&["--workers", "2", "--", "python3", "-c", &silent]).env("PORT", port.to_string()),
+        throng(&["--workers", "2", "--share", "off", "--", "python3", "-c", &silent])
+            .env("PORT", port.to_string()),
     );
     run.wait_log(&format!("wanted port {port}"));
     assert_eq!(run.end(), 6);
@@ -228,7 +229,7 @@ fn server(port: u16, after: &str) -> String {
 fn a_shared_port_is_nobodys_fault() {
     let port = free_port();
     let script = server(port, "time.sleep(1000)");
-    let mut command = throng(&["--workers", "3", "--", "python3", "-c", &script]);
+    let mut command = throng(&["--workers", "3", "--share", "off", "--", "python3", "-c", &script]);
     let mut run = Run::start(command.env("PORT", port.to_string()));
     run.wait_for(3, "up id=");
     run.signal(Signal::SIGTTOU);
@@ -238,14 +239,24 @@ fn a_shared_port_is_nobodys_fault() {
     assert_eq!(run.stop(), 0);
     // One that ends with 0, and one that is killed, while siblings listen.
     let script = server(port, "time.sleep(0.2 if os.environ['THRONG_WORKER_ID']=='2' else 0.6)");
-    let mut command =
-        throng(&["--workers", "3", "--restart", "never", "--", "python3", "-c", &script]);
+    let mut command = throng(&[
+        "--workers",
+        "3",
+        "--share",
+        "off",
+        "--restart",
+        "never",
+        "--",
+        "python3",
+        "-c",
+        &script,
+    ]);
     assert_eq!(done(command.env("PORT", port.to_string())).status, 0);
     let script = server(
         port,
         "os.kill(os.getpid(),9) if os.environ['THRONG_WORKER_GENERATION']=='1' and os.environ['THRONG_WORKER_ID']=='2' else time.sleep(1000)",
     );
-    let mut command = throng(&["--workers", "3", "--", "python3", "-c", &script]);
+    let mut command = throng(&["--workers", "3", "--share", "off", "--", "python3", "-c", &script]);
     let mut run = Run::start(command.env("PORT", port.to_string()));
     run.wait_for(4, "up id=");
     assert_eq!(run.stop(), 0);
@@ -292,8 +303,18 @@ fn a_worker_that_fails_for_another_reason_does_not_stop_one_that_shares_its_port
     let port = free_port();
     let failing = "os.environ['THRONG_WORKER_ID']=='1' and sys.exit('cannot reach the database')\ntime.sleep(1000)";
     let script = server(port, failing);
-    let mut command =
-        throng(&["--workers", "2", "--max-restarts", "3", "--", "python3", "-c", &script]);
+    let mut command = throng(&[
+        "--workers",
+        "2",
+        "--share",
+        "off",
+        "--max-restarts",
+        "3",
+        "--",
+        "python3",
+        "-c",
+        &script,
+    ]);
     let mut run = Run::start(command.env("PORT", port.to_string()));
     run.wait_log("worker 1 is given up after 3 early ends");
     assert_eq!(run.stop(), 0);
