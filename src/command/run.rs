@@ -1,26 +1,29 @@
 //! The main job: size, say why, run. And `--exec`, which becomes the command instead.
 
+use std::cell::RefCell;
 use std::ffi::OsString;
 use std::io::{self, IsTerminal};
 use std::path::PathBuf;
+use std::rc::Rc;
 use std::time::Duration;
 
 use tracing::{info, warn};
 
 use super::colored;
 use super::listeners::{self, Found};
-use super::size::{self, Sized, directory, environment, size};
+use super::size::{self, Sized, directory, environment, size_beside};
 use crate::engine::{
-    self, Check, Config, Environment, Manager, Prefix, Renewal, Resume, Surge, User,
+    self, Adapt, Check, Config, Environment, Manager, Orders, Prefix, Renewed, Resume, Surge, User,
 };
 use crate::exit::{Failure, SUCCESS, usage};
 use crate::fleet::{Policy, Readiness, Restart};
 use crate::log;
 use crate::plan::MOST_WORKERS;
-use crate::probe::Host;
+use crate::probe::{Host, Others, Resources};
 use crate::report;
 use crate::settings::{Format, Ready, Settings, Switch, Watchdog, Workers};
 use crate::sockets::{Address, Listener, Share, variables};
+use crate::units::{show_number, show_size};
 
 /// A worker that says nothing by itself is taken for ready when it has lived for so long.
 const READY_AFTER: Duration = Duration::from_secs(1);
@@ -76,7 +79,13 @@ struct Prepared {
 
 impl Prepared {
     /// The command of the settings, from the file `program` or from where `PATH` says.
-    fn new(settings: &Settings, host: &Host, program: Option<PathBuf>) -> Result<Self, Failure> {
+    /// `others`: what they used when nothing of ours ran, where something does now.
+    fn new(
+        settings: &Settings,
+        host: &Host,
+        program: Option<PathBuf>,
+        others: Option<&Others>,
+    ) -> Result<Self, Failure> {
         let words = settings.command.clone();
         let dir = directory(settings)?;
         let mut env = size::inherited(settings, host)?;
@@ -91,7 +100,7 @@ impl Prepared {
                 "--template has a {port} to replace, and PORT is not set; set it, or leave {port} out",
             ));
         }
-        let sized = size(settings, host, &env)?;
+        let sized = size_beside(settings, host, &env, others)?;
         for (name, value) in environment(settings, &sized.plan) {
             env.set(&name, value);
         }
@@ -124,7 +133,8 @@ pub(super) fn start(
     announce: &dyn Fn(&Address) -> Result<(), Failure>,
 ) -> Result<u8, Failure> {
     log::start(settings.output.log_json, settings.output.quiet, settings.output.verbose);
-    let prepared = Prepared::new(settings, host, program.clone())?;
+    let others = inherited.resume.as_ref().map(Resume::others);
+    let prepared = Prepared::new(settings, host, program.clone(), others.as_ref())?;
     let user = settings.workers.user.as_deref().map(user).transpose()?;
     prepared.sized.check(settings)?;
     if inherited.resume.is_none() {
@@ -150,19 +160,80 @@ pub(super) fn start(
     for (address, _) in &sockets {
         announce(address)?;
     }
-    let renewal: Renewal = Box::new(move || {
+    let source = Source {
+        settings: RefCell::new(Rc::new(read()?)),
+        read,
+        program,
+        sockets,
+        others: prepared.sized.others.clone(),
+    };
+    let Prepared { program, words, sized, .. } = prepared;
+    let parts =
+        Parts { share, program, words, env, user, dir, listeners, orders: Box::new(source) };
+    Ok(engine::run(configure(settings, host, &sized, parts), resume)?)
+}
+
+/// Where a running fleet's orders come from: the configuration and the machine.
+struct Source {
+    /// As they were read last.
+    settings: RefCell<Rc<Settings>>,
+    read: Read,
+    program: Option<PathBuf>,
+    sockets: Vec<(Address, String)>,
+    others: Others,
+}
+
+impl Source {
+    fn renewed(&self, settings: &Settings) -> Result<Renewed, Failure> {
+        let host = Host::live();
+        let prepared = Prepared::new(settings, &host, self.program.clone(), Some(&self.others))?;
+        let env = prepared.workers_env(settings, &self.sockets);
+        let Prepared { program, words, sized, .. } = prepared;
+        Ok(Renewed { program, words, env, sized: sized.orders(settings) })
+    }
+}
+
+impl Orders for Source {
+    fn reload(&self) -> Result<Renewed, String> {
         let again = || {
-            let host = Host::live();
-            let settings = read()?;
-            let prepared = Prepared::new(&settings, &host, program.clone())?;
-            let env = prepared.workers_env(&settings, &sockets);
-            Ok((prepared.program, prepared.words, env))
+            let settings = (self.read)()?;
+            let renewed = self.renewed(&settings)?;
+            self.settings.replace(Rc::new(settings));
+            Ok(renewed)
         };
         again().map_err(|failure: Failure| failure.to_string())
-    });
-    let Prepared { program, words, sized, .. } = prepared;
-    let parts = Parts { share, program, words, env, user, dir, listeners, renewal };
-    Ok(engine::run(configure(settings, host, &sized, parts), resume)?)
+    }
+
+    fn replan(&self) -> Result<Renewed, String> {
+        let settings = Rc::clone(&self.settings.borrow());
+        self.renewed(&settings).map_err(|failure| failure.to_string())
+    }
+}
+
+impl Sized {
+    /// What the engine needs of it.
+    fn orders(&self, settings: &Settings) -> engine::Sized {
+        let plan = &self.plan;
+        let Resources { memory, cpu, tasks, .. } = &plan.resources;
+        let memory = memory.limit.as_ref().or(memory.ram.as_ref());
+        let from = |source: Option<&String>| {
+            source.map(|source| format!(" ({source})")).unwrap_or_default()
+        };
+        let memory = memory
+            .map(|fact| format!("{} of memory{}", show_size(fact.value), from(Some(&fact.source))));
+        let cpus = format!("{} CPUs{}", show_number(cpu.usable), from(cpu.source.as_ref()));
+        let tasks = tasks.limit.as_ref();
+        let tasks = tasks.map(|fact| format!("{} tasks{}", fact.value, from(Some(&fact.source))));
+        engine::Sized {
+            workers: plan.workers,
+            bound_by: plan.bound_by.name(),
+            plan: plan.to_json(),
+            runtime: environment(settings, plan).into_iter().collect(),
+            limits: memory.into_iter().chain([cpus]).chain(tasks).collect(),
+            budget: plan.all_memory,
+            others: self.others.clone(),
+        }
+    }
 }
 
 /// What was made from the settings on the way.
@@ -174,7 +245,7 @@ struct Parts {
     user: Option<User>,
     dir: Option<PathBuf>,
     listeners: Vec<Listener>,
-    renewal: Renewal,
+    orders: Box<dyn Orders>,
 }
 
 fn configure(settings: &Settings, host: &Host, sized: &Sized, parts: Parts) -> Config {
@@ -202,7 +273,9 @@ fn configure(settings: &Settings, host: &Host, sized: &Sized, parts: Parts) -> C
     Config {
         program: parts.program,
         words: parts.words,
-        renewal: parts.renewal,
+        orders: parts.orders,
+        sized: sized.orders(settings),
+        adapt: if settings.sizing.adapts { Adapt::Auto } else { Adapt::Off },
         template: settings.workers.template,
         env: parts.env,
         policy: Policy {
@@ -222,7 +295,6 @@ fn configure(settings: &Settings, host: &Host, sized: &Sized, parts: Parts) -> C
             lifetime: settings.workers.lifetime,
             seed: u64::from(std::process::id()),
         },
-        workers,
         stop_signal: settings.workers.stop_signal,
         prefix,
         terminal: at_terminal && restart == Restart::Never,
@@ -244,8 +316,6 @@ fn configure(settings: &Settings, host: &Host, sized: &Sized, parts: Parts) -> C
         },
         name: settings.operating.name.clone(),
         control: settings.operating.control.clone(),
-        plan: sized.plan.to_json(),
-        bound_by: sized.plan.bound_by.name(),
         manager: Manager::from_env(host, workers, restart),
     }
 }

@@ -8,6 +8,7 @@ mod check;
 mod diagnose;
 mod environment;
 mod guard;
+mod limits;
 mod manager;
 mod notify;
 mod obey;
@@ -61,10 +62,12 @@ pub(crate) use user::User;
 
 use crate::control::Place;
 use crate::fleet::{Action, Event, Fleet, Kind, Note, Policy, Time, Told, WorkerKey};
+use crate::probe::Others;
 use crate::sockets::{Listener, Share};
 use answer::Control;
 use check::Look;
 use guard::Guard;
+use limits::Limits;
 use notify::{Message, NotifySocket};
 use output::{LAST_WORDS, Ring, Stream};
 use sharing::Sharing;
@@ -77,13 +80,15 @@ use upgrade::Proof;
 pub(crate) struct Config {
     pub(crate) program: PathBuf,
     pub(crate) words: Vec<OsString>,
-    /// What a reload brings in.
-    pub(crate) renewal: Renewal,
+    /// Where all of this comes from.
+    pub(crate) orders: Box<dyn Orders>,
+    /// The number of workers, and what comes with it.
+    pub(crate) sized: Sized,
+    pub(crate) adapt: Adapt,
     /// Whether placeholders in the words are replaced.
     pub(crate) template: bool,
     pub(crate) env: Environment,
     pub(crate) policy: Policy,
-    pub(crate) workers: u32,
     pub(crate) stop_signal: Signal,
     pub(crate) prefix: Prefix,
     /// Whether the one worker has our terminal.
@@ -102,16 +107,49 @@ pub(crate) struct Config {
     /// Of this instance.
     pub(crate) name: Option<String>,
     pub(crate) control: Place,
-    /// The sizing report.
-    pub(crate) plan: String,
-    pub(crate) bound_by: &'static str,
     /// Who started us and wants to know how we are.
     pub(crate) manager: Option<Manager>,
 }
 
-/// Reads anew what a reload brings in: the program, its words and its environment. The error tells what
-/// is wrong; then all stays as it is.
-pub(crate) type Renewal = Box<dyn Fn() -> Result<(PathBuf, Vec<OsString>, Environment), String>>;
+/// Where the orders come from. An error tells what is wrong; then all stays as it is.
+pub(crate) trait Orders {
+    /// Everything anew, for a reload.
+    fn reload(&self) -> Result<Renewed, String>;
+    /// The same for what limits there are now.
+    fn replan(&self) -> Result<Renewed, String>;
+}
+
+/// Whether the number follows limits that move.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Adapt {
+    Auto,
+    Off,
+}
+
+/// What may change while the fleet runs.
+pub(crate) struct Renewed {
+    pub(crate) program: PathBuf,
+    pub(crate) words: Vec<OsString>,
+    pub(crate) env: Environment,
+    pub(crate) sized: Sized,
+}
+
+/// How many workers, and why.
+#[derive(Clone, Debug)]
+pub(crate) struct Sized {
+    pub(crate) workers: u32,
+    pub(crate) bound_by: &'static str,
+    /// The whole report, as JSON.
+    pub(crate) plan: String,
+    /// What runtimes are told of their share at their start.
+    pub(crate) runtime: Vec<(String, String)>,
+    /// The limits that it was computed from, in words.
+    pub(crate) limits: Vec<String>,
+    /// Memory of all workers together, bytes.
+    pub(crate) budget: Option<u64>,
+    /// What was used when nothing of ours ran.
+    pub(crate) others: Others,
+}
 
 /// What each line of a worker begins with.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -154,6 +192,7 @@ struct Engine {
     fleet: Fleet,
     spawner: Spawner,
     sharing: Sharing,
+    limits: Limits,
     signals: Rc<Signals>,
     /// The workers' `NOTIFY_SOCKET`, which is also the mark of this run.
     name: String,
@@ -245,6 +284,10 @@ impl Engine {
                 received = signals.next() => self.signal(received.context("cannot read signals")?),
                 Some((worker, what)) = self.inbox.1.recv() => self.tell(Event::Told { worker, what }),
                 Some((ask, answer)) = self.control.calls.recv() => self.answer(&ask, answer),
+                () = self.limits.next() => {
+                    self.look_at_limits();
+                    busy = true;
+                }
                 (worker, news) = self.sharing.next() => self.learn(worker, news),
                 message = heard(notify.as_deref()) => self.heard(message),
                 () = until(deadline) => self.tell(Event::Tick),

@@ -81,6 +81,7 @@ impl Engine {
             upgrades: self.upgrades,
             elapsed: self.now(),
             fleet: self.fleet.save(),
+            others: self.config.sized.others.clone(),
             workers: workers.collect(),
             streams,
             rings: rings.collect(),

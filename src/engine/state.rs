@@ -9,6 +9,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use crate::fleet::{Saved, WorkerKey};
+use crate::probe::Others;
 
 /// Changes where an older reader would misunderstand.
 pub(super) const VERSION: u32 = 1;
@@ -26,6 +27,8 @@ pub(super) struct State {
     /// Since the first start; what the fleet's times count from.
     pub(super) elapsed: Duration,
     pub(super) fleet: Saved,
+    /// What was used when nothing of ours ran.
+    pub(super) others: Others,
     pub(super) workers: Vec<WorkerState>,
     /// By slot.
     pub(super) rings: BTreeMap<u32, RingState>,

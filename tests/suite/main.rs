@@ -15,6 +15,7 @@ mod faults;
 mod guarded;
 mod hosts;
 mod launch;
+mod limits;
 mod manager;
 mod output;
 mod properties;
