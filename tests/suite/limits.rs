@@ -50,7 +50,7 @@ impl Drop for Group {
 }
 
 const WORKER: &str = "trap 'echo bye id=$THRONG_WORKER_ID; exit 0' TERM
-echo up id=$THRONG_WORKER_ID; while :; do sleep 1000 & wait; done";
+echo up id=$THRONG_WORKER_ID; while :; do sleep 1 & wait; done";
 
 #[test]
 fn the_number_follows_down_at_once_and_up_when_it_lasts() {
