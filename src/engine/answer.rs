@@ -132,9 +132,16 @@ impl Engine {
         let wanted = match scale {
             Scale::To(workers) => workers,
             Scale::By(more) => before.saturating_add_signed(more),
-            Scale::Auto => self.fleet.view(self.now()).planned,
+            Scale::Auto => self.config.sized.workers,
         };
-        self.tell(if scale == Scale::Auto { Event::Free } else { Event::ResizeTo(wanted) });
+        if scale == Scale::Auto {
+            // What was learnt is forgotten, too.
+            self.oom.most = None;
+            self.tell(Event::Planned { workers: wanted, at_once: true });
+            self.tell(Event::Free);
+        } else {
+            self.tell(Event::ResizeTo(wanted));
+        }
         let workers = self.fleet.target();
         let policy = &self.config.policy;
         let note = (workers != wanted).then(|| {

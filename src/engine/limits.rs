@@ -110,6 +110,7 @@ impl Engine {
         if self.fleet.is_ending() {
             return;
         }
+        self.look_for_other_kills();
         match self.config.orders.replan() {
             Ok(renewed) => {
                 self.limits.failed = None;
@@ -134,6 +135,9 @@ impl Engine {
             return;
         }
         let less = renewed.sized.budget < before.budget;
+        if renewed.sized.budget > before.budget {
+            self.oom.most = None;
+        }
         let told = renewed.sized.runtime != before.runtime;
         let workers = renewed.sized.workers;
         info!(
@@ -154,6 +158,7 @@ impl Engine {
             self.limits.renew_at = Some(if less { now } else { now + LASTS });
         }
         debug!(event = "limits", told, less, "running workers are told: {told}");
+        let workers = self.oom.most.map_or(workers, |most| workers.min(most));
         self.tell(Event::Planned { workers, at_once: false });
     }
 }

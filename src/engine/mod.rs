@@ -12,6 +12,7 @@ mod limits;
 mod manager;
 mod notify;
 mod obey;
+mod oom;
 mod open;
 mod orphans;
 mod output;
@@ -69,6 +70,7 @@ use check::Look;
 use guard::Guard;
 use limits::Limits;
 use notify::{Message, NotifySocket};
+use oom::Oom;
 use output::{LAST_WORDS, Ring, Stream};
 use sharing::Sharing;
 use signals::Signals;
@@ -166,6 +168,8 @@ struct Running {
     since: Time,
     /// Told to stop.
     asked: bool,
+    /// By us.
+    killed: bool,
     /// Reaped: its pid may be somebody else's by now, its group is ours as long as it has members.
     reaped: bool,
     streams: Vec<Rc<Stream>>,
@@ -193,6 +197,7 @@ struct Engine {
     spawner: Spawner,
     sharing: Sharing,
     limits: Limits,
+    oom: Oom,
     signals: Rc<Signals>,
     /// The workers' `NOTIFY_SOCKET`, which is also the mark of this run.
     name: String,
@@ -323,7 +328,7 @@ impl Engine {
                     Action::AskGroup(worker) => self.ask(worker, true),
                     Action::AbortLeader(worker) => self.abort_leader(worker),
                     Action::Aged { slot } => aged.push(slot),
-                    Action::Kill(worker) => self.signal_group(worker, Signal::SIGKILL),
+                    Action::Kill(worker) => self.kill(worker),
                     Action::Say(note) => {
                         self.say(note);
                         self.heed(note);

@@ -21,6 +21,7 @@ use super::answer::Control;
 use super::guard::{self, Guard};
 use super::limits::Limits;
 use super::notify::NotifySocket;
+use super::oom::Oom;
 use super::sharing::Sharing;
 use super::signals::{self, Signals};
 use super::sink::{Sink, same_file};
@@ -140,6 +141,7 @@ impl Engine {
         Ok(Self {
             fleet,
             limits: Limits::new(config.adapt),
+            oom: Oom::new(state.and_then(|state| state.most)),
             config,
             spawner,
             sharing,

@@ -25,6 +25,7 @@ impl Engine {
             Ok(renewed) => {
                 let workers = renewed.sized.workers;
                 self.take_orders(renewed);
+                self.oom.most = None;
                 self.renew(Kind::Reload, None);
                 self.tell(Event::Planned { workers, at_once: true });
                 Ok(())

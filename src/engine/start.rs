@@ -110,6 +110,7 @@ impl Engine {
             pid,
             slot: to.slot,
             asked: false,
+            killed: false,
             since: self.now(),
             reaped: false,
             streams,

@@ -29,6 +29,8 @@ pub(super) struct State {
     pub(super) fleet: Saved,
     /// What was used when nothing of ours ran.
     pub(super) others: Others,
+    /// More workers than this were too many.
+    pub(super) most: Option<u32>,
     pub(super) workers: Vec<WorkerState>,
     /// By slot.
     pub(super) rings: BTreeMap<u32, RingState>,
@@ -77,6 +79,7 @@ pub(super) struct WorkerState {
     pub(super) slot: u32,
     pub(super) since: Duration,
     pub(super) asked: bool,
+    pub(super) killed: bool,
     pub(super) reaped: bool,
     pub(super) words_from: u64,
     pub(super) status: Option<String>,

@@ -11,6 +11,8 @@ mod levels;
 mod locate;
 mod machine;
 mod mounts;
+#[cfg(feature = "launcher")]
+mod oom;
 mod others;
 pub(crate) mod parse;
 mod platform;
@@ -36,6 +38,8 @@ pub use surroundings::Surrounding;
 pub(crate) use host::{path_of, show};
 #[cfg(feature = "launcher")]
 pub(crate) use mounts::unescape;
+#[cfg(feature = "launcher")]
+pub(crate) use oom::{OomCause, OomLevel, oom_levels};
 
 use crate::units::Fraction;
 use levels::Reader;

@@ -119,3 +119,33 @@ fn who_wants_the_printed_number_keeps_it() {
     assert_eq!(run.stop(), 0);
     assert!(!run.text(crate::support::Source::Err).contains("the limits have moved"));
 }
+
+#[test]
+fn who_is_killed_for_memory_is_told_and_one_worker_less_runs() {
+    let Some(group) = Group::new(256 * MIB) else {
+        return skip(
+            "who_is_killed_for_memory_is_told_and_one_worker_less_runs",
+            "no cgroup v1 of memory that is ours",
+        );
+    };
+    let dir = tempfile::tempdir().unwrap();
+    // Waits until it is fed, and takes four times what there is.
+    let worker = format!(
+        "mkfifo {0}/eat$THRONG_WORKER_ID 2>/dev/null; echo up id=$THRONG_WORKER_ID pid=$$
+        read -r _ <{0}/eat$THRONG_WORKER_ID; exec dd if=/dev/zero of=/dev/null bs=1G count=1",
+        dir.path().display()
+    );
+    let sizing = ["-v", "--worker-memory", "50M", "--workers-per-cpu", "50", "--ready", "spawn"];
+    let mut run = group.run(&[&sizing[..], &["--", "sh", "-c", &worker]].concat());
+    let up = run.wait_for(3, "up id=");
+    let victim = number(up.iter().find(|line| line.contains("id=2")).unwrap(), "pid=");
+    fs::write(dir.path().join("eat2"), "\n").unwrap();
+    let told =
+        run.wait_log(&format!("worker 2 (pid {victim}) was killed by the kernel for its memory"));
+    assert!(told.contains("256 MiB (/sys/fs/cgroup/memory/"), "{told}");
+    // What it had at most is what the limit left for it.
+    let had = number(&told, "it had ");
+    assert!((100..=256).contains(&had), "{told}");
+    run.wait_log("2 workers instead of 3, because worker 2 was killed for memory");
+    assert_eq!(run.stop(), 0);
+}
