@@ -87,6 +87,12 @@ pub(crate) const KEYS: &[Key] = &[
         "",
         "Set WEB_CONCURRENCY to the number and become COMMAND, for servers that fork by themselves",
     ),
+    key(
+        SIZING,
+        "adapt",
+        "auto|off",
+        "Follow limits that change while the workers run; off: the printed number stays [default: auto]",
+    ),
     key(SIZING, "strict", "", "Exit with 3 where not even one worker fits"),
     key(WHAT_IF, "memory", "SIZE", "Pretend this memory limit, tighter or wider than the real one"),
     key(WHAT_IF, "cpus", "F", "Pretend this many CPUs"),

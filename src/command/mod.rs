@@ -4,6 +4,7 @@ mod control;
 mod demo;
 mod doctor;
 mod listeners;
+mod orders;
 mod run;
 mod size;
 mod table;

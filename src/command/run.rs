@@ -9,16 +9,17 @@ use tracing::{info, warn};
 
 use super::colored;
 use super::listeners::{self, Found};
-use super::size::{self, Sized, directory, environment, size};
+use super::orders::Source;
+use super::size::{self, Sized, directory, environment, size_beside};
 use super::way;
 use crate::engine::{
-    self, Check, Config, Environment, Manager, Prefix, Renewal, Resume, Surge, User,
+    self, Adapt, Check, Config, Environment, Manager, Orders, Prefix, Resume, Surge, User,
 };
 use crate::exit::{Failure, SUCCESS, usage};
 use crate::fleet::{Policy, Readiness, Restart};
 use crate::log;
 use crate::plan::MOST_WORKERS;
-use crate::probe::Host;
+use crate::probe::{Host, Others};
 use crate::report;
 use crate::settings::{Format, Ready, Settings, Switch, Watchdog, Workers};
 use crate::sockets::{Address, Balance, Listener, ProxyOptions, Share, variables};
@@ -67,21 +68,23 @@ pub(super) fn run(
 }
 
 /// What is run, and in what environment: all that a reload reads anew.
-struct Prepared {
-    program: PathBuf,
-    words: Vec<OsString>,
+pub(super) struct Prepared {
+    pub(super) program: PathBuf,
+    pub(super) words: Vec<OsString>,
     env: Environment,
     dir: PathBuf,
-    sized: Sized,
+    pub(super) sized: Sized,
 }
 
 impl Prepared {
     /// The command of the settings, from the file `program` or from where `PATH` says.
-    fn new(
+    /// `others`: what they used when nothing of ours ran, where something does now.
+    pub(super) fn new(
         settings: &Settings,
         share: Share,
         host: &Host,
         program: Option<PathBuf>,
+        others: Option<&Others>,
     ) -> Result<Self, Failure> {
         let words = settings.command.clone();
         let dir = directory(settings)?;
@@ -98,7 +101,7 @@ impl Prepared {
                 "--template has a {port} to replace, and PORT is not set; set it, or leave {port} out",
             ));
         }
-        let sized = size(settings, host, &env)?;
+        let sized = size_beside(settings, host, &env, others)?;
         for (name, value) in environment(settings, &sized.plan) {
             env.set(&name, value);
         }
@@ -106,7 +109,7 @@ impl Prepared {
     }
 
     /// What the workers find in their environment.
-    fn workers_env(
+    pub(super) fn workers_env(
         &self,
         settings: &Settings,
         share: Share,
@@ -141,7 +144,8 @@ pub(super) fn start(
     announce: &dyn Fn(&Address) -> Result<(), Failure>,
 ) -> Result<u8, Failure> {
     log::start(settings.output.log_json, settings.output.quiet, settings.output.verbose);
-    let prepared = Prepared::new(settings, share, host, program.clone())?;
+    let others = inherited.resume.as_ref().map(Resume::others);
+    let prepared = Prepared::new(settings, share, host, program.clone(), others.as_ref())?;
     let user = settings.workers.user.as_deref().map(user).transpose()?;
     prepared.sized.check(settings)?;
     if inherited.resume.is_none() {
@@ -169,19 +173,12 @@ pub(super) fn start(
     let sockets: Vec<(Address, String)> =
         inherited.map(|listener| (listener.address.clone(), listener.name())).collect();
     let env = prepared.workers_env(settings, share, &sockets);
-    let renewal: Renewal = Box::new(move || {
-        let again = || {
-            let host = Host::live();
-            let settings = read()?;
-            let prepared = Prepared::new(&settings, share, &host, program.clone())?;
-            let env = prepared.workers_env(&settings, share, &sockets);
-            Ok((prepared.program, prepared.words, env))
-        };
-        again().map_err(|failure: Failure| failure.to_string())
-    });
+    let others = prepared.sized.others.clone();
+    let source = Source::new(read, share, program, sockets, others)?;
     let Prepared { program, words, sized, .. } = prepared;
     let inspect = way::inspect(settings, &env);
-    let parts = Parts { share, program, words, inspect, env, user, dir, listeners, renewal };
+    let orders = Box::new(source);
+    let parts = Parts { share, program, words, inspect, env, user, dir, listeners, orders };
     Ok(engine::run(configure(settings, host, &sized, parts), resume)?)
 }
 
@@ -195,7 +192,7 @@ struct Parts {
     user: Option<User>,
     dir: Option<PathBuf>,
     listeners: Vec<Listener>,
-    renewal: Renewal,
+    orders: Box<dyn Orders>,
 }
 
 fn configure(settings: &Settings, host: &Host, sized: &Sized, parts: Parts) -> Config {
@@ -216,7 +213,9 @@ fn configure(settings: &Settings, host: &Host, sized: &Sized, parts: Parts) -> C
     Config {
         program: parts.program,
         words: parts.words,
-        renewal: parts.renewal,
+        orders: parts.orders,
+        sized: sized.orders(settings),
+        adapt: if settings.sizing.adapts { Adapt::Auto } else { Adapt::Off },
         template: settings.workers.template,
         env: parts.env,
         policy: Policy {
@@ -236,7 +235,6 @@ fn configure(settings: &Settings, host: &Host, sized: &Sized, parts: Parts) -> C
             lifetime: settings.workers.lifetime,
             seed: u64::from(std::process::id()),
         },
-        workers,
         stop_signal: settings.workers.stop_signal,
         prefix,
         terminal: at_terminal && restart == Restart::Never,
@@ -273,8 +271,6 @@ fn configure(settings: &Settings, host: &Host, sized: &Sized, parts: Parts) -> C
         },
         name: settings.operating.name.clone(),
         control: settings.operating.control.clone(),
-        plan: sized.plan.to_json(),
-        bound_by: sized.plan.bound_by.name(),
         manager: Manager::from_env(host, workers, restart),
     }
 }

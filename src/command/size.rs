@@ -9,7 +9,7 @@ use crate::cli::{KEYS, Key};
 use crate::engine::{Environment, find};
 use crate::exit::{Failure, SUCCESS, usage};
 use crate::plan::{Plan, Request, Runtime};
-use crate::probe::{Host, Resources};
+use crate::probe::{Host, Others, Resources};
 use crate::program::{self, Recognised};
 use crate::report::{self, Subject};
 use crate::settings::{Format, Settings, read_env_file};
@@ -20,6 +20,8 @@ pub(super) struct Sized {
     pub(super) plan: Plan,
     /// ` of node server.js`, or nothing where there is no command.
     pub(super) subject: String,
+    /// What others use of the machine.
+    pub(super) others: Others,
 }
 
 impl Sized {
@@ -34,8 +36,20 @@ impl Sized {
 
 /// Computes the plan.
 pub(super) fn size(settings: &Settings, host: &Host, env: &Environment) -> Result<Sized, Failure> {
+    size_beside(settings, host, env, None)
+}
+
+/// Computes the plan while our own processes run, beside what others used before.
+pub(super) fn size_beside(
+    settings: &Settings,
+    host: &Host,
+    env: &Environment,
+    others: Option<&Others>,
+) -> Result<Sized, Failure> {
     let recorded = machine_of(settings)?;
     let mut resources = Resources::of(recorded.as_ref().unwrap_or(host));
+    let others = others.cloned().unwrap_or_else(|| resources.others());
+    resources = resources.beside(&others);
     if let Some(memory) = &settings.what_if.memory {
         let swap = resources.swaps();
         let source = memory.origin.as_deref().unwrap_or_default();
@@ -54,7 +68,7 @@ pub(super) fn size(settings: &Settings, host: &Host, env: &Environment) -> Resul
         words if words.is_empty() => words,
         words => format!(" of {words}"),
     };
-    Ok(Sized { plan, subject })
+    Ok(Sized { plan, subject, others })
 }
 
 /// The machine of `--sysroot`, where that is given.

@@ -126,7 +126,9 @@ fn plain(body: Body) -> Response {
 }
 
 async fn plan(State(backend): State<Backend>) -> Response {
-    ([(header::CONTENT_TYPE, "application/json")], backend.plan.to_string()).into_response()
+    // Whoever writes it does nothing else meanwhile.
+    let plan = backend.plan.read().map(|plan| plan.clone()).unwrap_or_default();
+    ([(header::CONTENT_TYPE, "application/json")], plan).into_response()
 }
 
 async fn workers(State(backend): State<Backend>) -> Response {

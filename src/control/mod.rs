@@ -9,7 +9,7 @@ mod follow;
 mod place;
 mod wire;
 
-use std::sync::Arc;
+use std::sync::{Arc, RwLock};
 
 use tokio::sync::{broadcast, mpsc, oneshot};
 
@@ -90,7 +90,7 @@ pub(crate) struct Backend {
     /// Each piece of output with the slot it comes from; whole lines.
     pub(crate) output: broadcast::Sender<(u32, Arc<[u8]>)>,
     /// The sizing report, as JSON.
-    pub(crate) plan: Arc<str>,
+    pub(crate) plan: Arc<RwLock<String>>,
 }
 
 #[cfg(test)]

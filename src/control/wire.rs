@@ -19,8 +19,10 @@ pub(crate) struct Status {
     pub(crate) stopping: bool,
     /// How many workers there shall be.
     pub(crate) target: u32,
-    /// How many the plan computed at the start.
+    /// How many the plan says.
     pub(crate) planned: u32,
+    /// Whether somebody has said another number, which stays until `scale auto`.
+    pub(crate) pinned: bool,
     pub(crate) bound_by: String,
     /// How often the launcher's own program has been replaced.
     pub(crate) upgrades: u32,

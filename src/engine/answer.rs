@@ -1,7 +1,7 @@
 //! What the control interface asks, answered from snapshots or passed to the fleet.
 
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, RwLock};
 use std::time::Duration;
 
 use anyhow::bail;
@@ -27,6 +27,8 @@ const OUTPUT: usize = 64;
 pub(super) struct Control {
     pub(super) calls: mpsc::Receiver<Call>,
     pub(super) output: broadcast::Sender<(u32, Arc<[u8]>)>,
+    /// The sizing report, as JSON.
+    pub(super) plan: Arc<RwLock<String>>,
     /// Goes with its file; none where it is off.
     pub(super) socket: Option<Socket>,
     /// Those who wait for the end of a rollout.
@@ -41,6 +43,7 @@ impl Control {
     pub(super) fn open(config: &Config, before: Option<&(i32, PathBuf)>) -> anyhow::Result<Self> {
         let (sender, calls) = mpsc::channel(WAITING);
         let output = broadcast::Sender::new(OUTPUT);
+        let plan = Arc::new(RwLock::new(config.sized.plan.clone()));
         let handed_down = before
             .and_then(|(fd, path)| Socket::adopt(resume::own(Some(*fd))?, path, &config.control));
         let bound = || Socket::bind(&config.control);
@@ -58,8 +61,8 @@ impl Control {
             };
         if let Some(socket) = &socket {
             debug!(event = "control", path = %socket.path.display(), "control socket: {}", socket.path.display());
-            let plan = config.plan.as_str().into();
-            let backend = Backend { calls: sender, output: output.clone(), plan };
+            let backend =
+                Backend { calls: sender, output: output.clone(), plan: Arc::clone(&plan) };
             match socket.listener.try_clone() {
                 Ok(listener) => {
                     tokio::task::spawn_local(control::serve(listener, backend));
@@ -67,7 +70,7 @@ impl Control {
                 Err(error) => warn!(event = "no_control", "the control interface is off: {error}"),
             }
         }
-        Ok(Self { calls, output, socket, waiters: Vec::new(), outcome: None })
+        Ok(Self { calls, output, plan, socket, waiters: Vec::new(), outcome: None })
     }
 
     /// Tells those who wait for a rollout how it ended.
@@ -130,9 +133,16 @@ impl Engine {
         let wanted = match scale {
             Scale::To(workers) => workers,
             Scale::By(more) => before.saturating_add_signed(more),
-            Scale::Auto => self.config.workers,
+            Scale::Auto => self.config.sized.workers,
         };
-        self.tell(Event::ResizeTo(wanted));
+        if scale == Scale::Auto {
+            // What was learnt is forgotten, too.
+            self.oom.most = None;
+            self.tell(Event::Planned { workers: wanted, at_once: true });
+            self.tell(Event::Free);
+        } else {
+            self.tell(Event::ResizeTo(wanted));
+        }
         let workers = self.fleet.target();
         let policy = &self.config.policy;
         let note = (workers != wanted).then(|| {
@@ -262,10 +272,11 @@ impl Engine {
             ready: view.is_ready(),
             stopping: view.stopping,
             target: view.target,
-            planned: self.config.workers,
+            planned: view.planned,
+            pinned: view.pinned,
             upgrades: self.upgrades,
             upgrade_error: self.upgrade_error.clone(),
-            bound_by: self.config.bound_by.to_owned(),
+            bound_by: self.config.sized.bound_by.to_owned(),
             rollout: rollout(&view),
             workers: workers.collect(),
             vacant: vacant.collect(),

@@ -12,7 +12,7 @@ use tokio::time::Instant;
 use tracing::{error, info};
 
 use super::Engine;
-use super::spawn::{Change, Launch, send, wait_any};
+use super::spawn::{Change, Launch, Waited, send, wait_any};
 use crate::exit;
 use crate::fleet::Ended;
 
@@ -73,7 +73,7 @@ impl Engine {
             match received.map(|received| received.signal) {
                 Some(Some(Signal::SIGCHLD)) => {
                     let mut ended = None;
-                    while let Some((child, change)) = wait_any() {
+                    while let Some(Waited { pid: child, change, .. }) = wait_any() {
                         if let Change::Ended(how) = change
                             && child == pid
                         {

@@ -5,13 +5,16 @@
 mod answer;
 mod before;
 mod check;
+mod config;
 mod diag;
 mod diagnose;
 mod environment;
 mod guard;
+mod limits;
 mod manager;
 mod notify;
 mod obey;
+mod oom;
 mod open;
 mod orphans;
 mod output;
@@ -35,7 +38,6 @@ mod watch;
 
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
-use std::ffi::OsString;
 use std::io;
 use std::path::PathBuf;
 use std::rc::Rc;
@@ -44,12 +46,12 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
-use nix::sys::signal::Signal;
 use nix::unistd::Pid;
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender};
 use tracing::error;
 
 pub(crate) use check::Check;
+pub(crate) use config::{Adapt, Config, Inspect, Orders, Prefix, Renewed, Sized};
 pub(crate) use environment::Environment;
 pub(crate) use manager::Manager;
 pub(crate) use open::run;
@@ -60,99 +62,19 @@ pub(crate) use start::exec_status;
 pub(crate) use upgrade::Resume;
 pub(crate) use user::User;
 
-use crate::control::Place;
-use crate::fleet::{Action, Event, Fleet, Kind, Note, Policy, Time, Told, WorkerKey};
-use crate::sockets::{Address, Balance, Listener, ProxyOptions, Share};
+use crate::fleet::{Action, Event, Fleet, Kind, Note, Time, Told, WorkerKey};
 use answer::Control;
 use check::Look;
 use guard::Guard;
+use limits::Limits;
 use notify::{Message, NotifySocket};
+use oom::Oom;
 use output::{LAST_WORDS, Ring, Stream};
 use sharing::Sharing;
 use signals::Signals;
 use sink::{Sink, StreamId};
 use spawn::Spawner;
 use upgrade::Proof;
-
-/// What to run, and how.
-#[expect(clippy::struct_excessive_bools, reason = "settings, each by itself")]
-pub(crate) struct Config {
-    pub(crate) program: PathBuf,
-    pub(crate) words: Vec<OsString>,
-    /// What a reload brings in.
-    pub(crate) renewal: Renewal,
-    /// Whether placeholders in the words are replaced.
-    pub(crate) template: bool,
-    pub(crate) env: Environment,
-    pub(crate) policy: Policy,
-    pub(crate) workers: u32,
-    pub(crate) stop_signal: Signal,
-    pub(crate) prefix: Prefix,
-    /// Whether the one worker has our terminal.
-    pub(crate) terminal: bool,
-    pub(crate) user: Option<User>,
-    pub(crate) dir: Option<PathBuf>,
-    pub(crate) share: Share,
-    /// None where it was not said.
-    pub(crate) balance: Option<Balance>,
-    /// Where the workers of Node are to listen, by `--listen`.
-    pub(crate) asked: Option<Address>,
-    /// Whether workers get a channel for messages.
-    pub(crate) ipc: bool,
-    /// Each worker's debugger gets a port of its own.
-    pub(crate) inspect: Option<Inspect>,
-    /// What a worker is sent before its stop signal.
-    pub(crate) stop_message: Option<serde_json::Value>,
-    pub(crate) listeners: Vec<Listener>,
-    pub(crate) proxy: ProxyOptions,
-    /// A shell command that runs once, before the first worker.
-    pub(crate) before: Option<String>,
-    pub(crate) surge: Surge,
-    /// Whether `READY=1` makes a worker ready.
-    pub(crate) ready_by_notice: bool,
-    /// Whether a server that listens makes a worker ready: Node tells us.
-    pub(crate) ready_by_listening: bool,
-    pub(crate) ready_check: Option<Check>,
-    pub(crate) health_check: Option<Check>,
-    /// Of this instance.
-    pub(crate) name: Option<String>,
-    pub(crate) control: Place,
-    /// The sizing report.
-    pub(crate) plan: String,
-    pub(crate) bound_by: &'static str,
-    /// Who started us and wants to know how we are.
-    pub(crate) manager: Option<Manager>,
-}
-
-/// Where debuggers of Node listen.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Inspect {
-    /// Which word is the script; the option goes before it.
-    pub(crate) at: usize,
-    /// All but the port.
-    pub(crate) host: String,
-    /// Of worker 1.
-    pub(crate) port: u16,
-}
-
-impl Inspect {
-    fn option(&self, slot: u32) -> OsString {
-        let port = u32::from(self.port) + slot - 1;
-        format!("--inspect-port={}{port}", self.host).into()
-    }
-}
-
-/// Reads anew what a reload brings in: the program, its words and its environment. The error tells what
-/// is wrong; then all stays as it is.
-pub(crate) type Renewal = Box<dyn Fn() -> Result<(PathBuf, Vec<OsString>, Environment), String>>;
-
-/// What each line of a worker begins with.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Prefix {
-    None,
-    Plain,
-    Colored,
-}
 
 /// One process.
 struct Running {
@@ -161,6 +83,8 @@ struct Running {
     since: Time,
     /// Told to stop.
     asked: bool,
+    /// By us.
+    killed: bool,
     /// Reaped: its pid may be somebody else's by now, its group is ours as long as it has members.
     reaped: bool,
     streams: Vec<Rc<Stream>>,
@@ -187,6 +111,8 @@ struct Engine {
     fleet: Fleet,
     spawner: Spawner,
     sharing: Sharing,
+    limits: Limits,
+    oom: Oom,
     signals: Rc<Signals>,
     /// The workers' `NOTIFY_SOCKET`, which is also the mark of this run.
     name: String,
@@ -278,6 +204,10 @@ impl Engine {
                 received = signals.next() => self.signal(received.context("cannot read signals")?),
                 Some((worker, what)) = self.inbox.1.recv() => self.tell(Event::Told { worker, what }),
                 Some((ask, answer)) = self.control.calls.recv() => self.answer(&ask, answer),
+                () = self.limits.next() => {
+                    self.look_at_limits();
+                    busy = true;
+                }
                 (worker, news) = self.sharing.next() => self.learn(worker, news),
                 message = heard(notify.as_deref()) => self.heard(message),
                 () = until(deadline) => self.tell(Event::Tick),
@@ -317,7 +247,7 @@ impl Engine {
                     Action::AskGroup(worker) => self.ask(worker, true),
                     Action::AbortLeader(worker) => self.abort_leader(worker),
                     Action::Aged { slot } => aged.push(slot),
-                    Action::Kill(worker) => self.signal_group(worker, Signal::SIGKILL),
+                    Action::Kill(worker) => self.kill(worker),
                     Action::Say(note) => {
                         self.say(note);
                         self.heed(note);

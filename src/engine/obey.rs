@@ -28,6 +28,13 @@ impl Engine {
         self.signal_group(worker, Signal::SIGCONT);
     }
 
+    pub(super) fn kill(&mut self, worker: WorkerKey) {
+        if let Some(running) = self.running.get_mut(&worker) {
+            running.killed = true;
+        }
+        self.signal_group(worker, Signal::SIGKILL);
+    }
+
     /// A core dump or a stack trace tells more than an end.
     pub(super) fn abort_leader(&self, worker: WorkerKey) {
         let Some(running) = self.running.get(&worker).filter(|running| !running.reaped) else {

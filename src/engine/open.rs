@@ -19,7 +19,9 @@ use tracing::warn;
 
 use super::answer::Control;
 use super::guard::{self, Guard};
+use super::limits::Limits;
 use super::notify::NotifySocket;
+use super::oom::Oom;
 use super::sharing::Sharing;
 use super::signals::{self, Signals};
 use super::sink::{Sink, same_file};
@@ -132,12 +134,14 @@ impl Engine {
                 spawner.limits = state.limits;
                 Fleet::restore(policy, state.fleet.clone())
             }
-            None => Fleet::new(policy, config.workers),
+            None => Fleet::new(policy, config.sized.workers),
         };
         let elapsed = state.map_or(Duration::ZERO, |state| state.elapsed);
         let now = Instant::now();
         Ok(Self {
             fleet,
+            limits: Limits::new(config.adapt),
+            oom: Oom::new(state.and_then(|state| state.most)),
             config,
             spawner,
             sharing,

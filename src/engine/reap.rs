@@ -7,7 +7,7 @@ use nix::sys::signal::{Signal, killpg, raise};
 use nix::unistd::Pid;
 use tracing::warn;
 
-use super::spawn::{Change, wait_any};
+use super::spawn::{Change, Waited, wait_any};
 use super::{Engine, OWN_LINES, Running, orphans};
 use crate::fleet::{Event, WorkerKey};
 use crate::log;
@@ -26,13 +26,13 @@ impl Engine {
     pub(super) fn reap(&mut self) {
         let mut ended = Vec::new();
         for turn in 1.. {
-            let Some((pid, change)) = wait_any() else { break };
+            let Some(Waited { pid, change, peak }) = wait_any() else { break };
             let known =
                 self.running.iter_mut().find(|(_, running)| running.pid == pid && !running.reaped);
             match (known, change) {
                 (Some((key, running)), Change::Ended(how)) => {
                     running.reaped = true;
-                    ended.push((*key, how));
+                    ended.push((*key, how, peak));
                 }
                 (Some(_), Change::Stopped) => self.stopped_by_terminal(),
                 (None, change) => {
@@ -47,12 +47,13 @@ impl Engine {
                 break;
             }
         }
-        for (worker, how) in ended {
+        for (worker, how, peak) in ended {
             self.last_words(worker);
             self.sharing.gone(worker);
             let port = self.wanted_port(worker, how);
             let group = self.running.get(&worker).is_some_and(|running| group_lives(running.pid));
             self.tell(Event::Ended { worker, how, group });
+            self.look_for_oom(worker, how, peak);
             if !group && let Some(running) = self.running.remove(&worker) {
                 self.guard.gone(running.pid);
             }

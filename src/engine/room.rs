@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 
 use tracing::{error, info};
 
-use super::{Engine, ports, usage};
+use super::{Engine, Renewed, ports, usage};
 use crate::fleet::{Event, Kind};
 use crate::probe::{Host, Resources};
 use crate::sockets::Upstream;
@@ -24,11 +24,13 @@ const MARGIN: f64 = 1.25;
 impl Engine {
     /// Replaces all workers, by what the configuration says now. The error tells why not.
     pub(super) fn reload(&mut self) -> Result<(), String> {
-        match (self.config.renewal)() {
-            Ok((program, words, mut env)) => {
-                env.set("NOTIFY_SOCKET", &self.name);
-                (self.config.program, self.config.words, self.config.env) = (program, words, env);
+        match self.config.orders.reload() {
+            Ok(renewed) => {
+                let workers = renewed.sized.workers;
+                self.take_orders(renewed);
+                self.oom.most = None;
                 self.renew(Kind::Reload, None);
+                self.tell(Event::Planned { workers, at_once: true });
                 Ok(())
             }
             Err(why) => {
@@ -39,6 +41,17 @@ impl Engine {
                 Err(why)
             }
         }
+    }
+
+    /// From now on these hold, for every worker that starts.
+    pub(super) fn take_orders(&mut self, renewed: Renewed) {
+        let Renewed { program, words, mut env, sized } = renewed;
+        env.set("NOTIFY_SOCKET", &self.name);
+        if let Ok(mut plan) = self.control.plan.write() {
+            plan.clone_from(&sized.plan);
+        }
+        (self.config.program, self.config.words, self.config.env) = (program, words, env);
+        self.config.sized = sized;
     }
 
     /// Replaces all workers, or the one of a slot.

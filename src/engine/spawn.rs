@@ -234,14 +234,26 @@ pub(crate) enum Change {
     Stopped,
 }
 
+/// A child that has ended or stopped.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Waited {
+    pub(crate) pid: Pid,
+    pub(crate) change: Change,
+    /// The most memory that it had, bytes.
+    pub(crate) peak: u64,
+}
+
 /// The next child of ours, adopted ones included, that has ended (and is hereby reaped) or stopped.
 ///
 /// By hand because nix's `waitpid` cannot name real-time signals: the child would be reaped and lost.
-pub(crate) fn wait_any() -> Option<(Pid, Change)> {
+pub(crate) fn wait_any() -> Option<Waited> {
     loop {
         let mut status = 0;
-        // SAFETY: waitpid writes one int, which is ours.
-        let pid = unsafe { libc::waitpid(-1, &raw mut status, libc::WNOHANG | libc::WUNTRACED) };
+        // SAFETY: zero is a value that every field of this plain structure may have.
+        let mut usage: libc::rusage = unsafe { std::mem::zeroed() };
+        let options = libc::WNOHANG | libc::WUNTRACED;
+        // SAFETY: wait4 writes one int and one rusage, which are ours.
+        let pid = unsafe { libc::wait4(-1, &raw mut status, options, &raw mut usage) };
         if pid == -1 && Errno::last() == Errno::EINTR {
             continue;
         }
@@ -255,7 +267,8 @@ pub(crate) fn wait_any() -> Option<(Pid, Change)> {
         } else {
             Change::Stopped
         };
-        return Some((Pid::from_raw(pid), change));
+        let peak = u64::try_from(usage.ru_maxrss).unwrap_or(0).saturating_mul(1024);
+        return Some(Waited { pid: Pid::from_raw(pid), change, peak });
     }
 }
 

@@ -115,6 +115,7 @@ impl Engine {
             pid,
             slot: to.slot,
             asked: false,
+            killed: false,
             since: self.now(),
             reaped: false,
             streams,

@@ -9,6 +9,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use crate::fleet::{self, WorkerKey};
+use crate::probe::Others;
 use crate::sockets::SavedProxy;
 use crate::sockets::node::Saved;
 
@@ -28,6 +29,10 @@ pub(super) struct State {
     /// Since the first start; what the fleet's times count from.
     pub(super) elapsed: Duration,
     pub(super) fleet: fleet::Saved,
+    /// What was used when nothing of ours ran.
+    pub(super) others: Others,
+    /// More workers than this were too many.
+    pub(super) most: Option<u32>,
     pub(super) workers: Vec<WorkerState>,
     /// By slot.
     pub(super) rings: BTreeMap<u32, RingState>,
@@ -87,6 +92,7 @@ pub(super) struct WorkerState {
     pub(super) slot: u32,
     pub(super) since: Duration,
     pub(super) asked: bool,
+    pub(super) killed: bool,
     pub(super) reaped: bool,
     pub(super) words_from: u64,
     pub(super) status: Option<String>,

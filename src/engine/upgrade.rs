@@ -31,7 +31,7 @@ use super::spawn::{Change, above};
 use super::state::{ListenerState, State, VERSION};
 use crate::control::Reply;
 use crate::fleet::Ended;
-use crate::probe::Host;
+use crate::probe::{Host, Others};
 use crate::sockets::{Listener, give_up, handed_down};
 
 /// Says what a program that was just started is to do: `prove`, with the state on standard input, or
@@ -86,6 +86,11 @@ impl Resume {
             }
             Err(error) => Err(way_back.go(&format!("{error:#}"))),
         }
+    }
+
+    /// What was used when nothing of ours ran.
+    pub(crate) fn others(&self) -> Others {
+        self.state.others.clone()
     }
 
     /// Whether nothing is to be taken over: the program shows only that it could.

@@ -26,7 +26,7 @@ impl Fleet {
             SlotState::Waiting { until } => Some(until),
             _ => None,
         });
-        workers.chain(slots).min()
+        workers.chain(slots).chain(self.grows_at()).min()
     }
 
     /// Everything whose time has come.

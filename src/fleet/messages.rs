@@ -76,10 +76,15 @@ pub(crate) enum Event {
     Ended { worker: WorkerKey, how: Ended, group: bool },
     /// The last process of a worker's group has gone.
     GroupGone { worker: WorkerKey },
-    /// Run so many more, or fewer, workers.
+    /// Run so many more, or fewer, workers, whatever the plan says from now on.
     ResizeBy(i32),
-    /// Run so many workers.
+    /// Run so many workers, whatever the plan says from now on.
     ResizeTo(u32),
+    /// Run as many workers as the plan says.
+    Free,
+    /// What there is allows so many workers now. Fewer at once; more when that has held for a while, or
+    /// also `at_once`.
+    Planned { workers: u32, at_once: bool },
     /// Replace every worker, or the one of `slot`. Up to `surge` new ones may run beside those that they
     /// replace; with none, the old one goes first.
     Renew { kind: Kind, slot: Option<u32>, surge: u32 },

@@ -7,6 +7,7 @@
 mod backoff;
 mod due;
 mod ends;
+mod follow;
 mod messages;
 mod requests;
 mod rollout;
@@ -22,6 +23,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use crate::exit;
+use follow::Wish;
 pub(crate) use messages::{
     Action, Assignment, Event, Failure, Kind, Note, Policy, Readiness, Refusal, Restart, Told,
     Urgency,
@@ -53,6 +55,7 @@ struct Ending {
 pub(crate) struct Fleet {
     policy: Policy,
     target: u32,
+    wish: Wish,
     slots: BTreeMap<u32, Slot>,
     workers: BTreeMap<WorkerKey, Worker>,
     next_key: u64,
@@ -71,6 +74,7 @@ impl Fleet {
             random: fastrand::Rng::with_seed(policy.seed),
             policy,
             target: workers,
+            wish: Wish::new(workers),
             slots: BTreeMap::new(),
             workers: BTreeMap::new(),
             next_key: 0,
@@ -104,10 +108,13 @@ impl Fleet {
             }
             Event::GroupGone { worker } => self.gone(now, worker, &mut actions),
             Event::ResizeBy(more) => {
-                let workers = self.target.saturating_add_signed(more);
-                self.resize(now, workers, &mut actions);
+                self.pin(now, self.target.saturating_add_signed(more), &mut actions);
             }
-            Event::ResizeTo(workers) => self.resize(now, workers, &mut actions),
+            Event::ResizeTo(workers) => self.pin(now, workers, &mut actions),
+            Event::Free => self.free(now, &mut actions),
+            Event::Planned { workers, at_once } => {
+                self.planned(now, workers, at_once, &mut actions);
+            }
             Event::Renew { kind, slot, surge } => {
                 self.renew(now, kind, slot, surge, &mut actions);
             }
@@ -115,6 +122,7 @@ impl Fleet {
             Event::Abort { status } => self.abort(now, status, &mut actions),
         }
         self.due(now, &mut actions);
+        self.grow(now, &mut actions);
         self.fill(now, &mut actions);
         self.roll_on(now, &mut actions);
         self.renew_the_oldest(now, &mut actions);

@@ -7,12 +7,13 @@ use serde::{Deserialize, Serialize};
 
 use super::rollout::Rollout;
 use super::worker::{Slot, Worker, WorkerKey};
-use super::{Ending, Fleet, Policy};
+use super::{Ending, Fleet, Policy, Wish};
 
 /// Everything that a fleet knows.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub(crate) struct Saved {
     target: u32,
+    wish: Wish,
     slots: BTreeMap<u32, Slot>,
     workers: Vec<(WorkerKey, Worker)>,
     next_key: u64,
@@ -28,6 +29,7 @@ impl Fleet {
     pub(crate) fn save(&self) -> Saved {
         Saved {
             target: self.target,
+            wish: self.wish,
             slots: self.slots.clone(),
             workers: self.workers.iter().map(|(key, worker)| (*key, worker.clone())).collect(),
             next_key: self.next_key,
@@ -44,6 +46,7 @@ impl Fleet {
         Self {
             policy,
             target: saved.target,
+            wish: saved.wish,
             slots: saved.slots,
             workers: saved.workers.into_iter().collect(),
             next_key: saved.next_key,

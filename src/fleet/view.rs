@@ -8,6 +8,9 @@ use super::{Fleet, Kind, STABLE};
 pub(crate) struct FleetView {
     /// How many workers there are to be.
     pub(crate) target: u32,
+    /// How many the plan says, and whether somebody has said otherwise.
+    pub(crate) planned: u32,
+    pub(crate) pinned: bool,
     pub(crate) stopping: bool,
     /// The rollout that is under way, with the number of workers it has still to renew.
     pub(crate) rollout: Option<(Kind, usize)>,
@@ -83,6 +86,8 @@ impl Fleet {
         workers.sort_by_key(|worker| (worker.slot, worker.key));
         FleetView {
             target: self.target,
+            planned: self.wish.planned,
+            pinned: self.wish.pinned,
             stopping: self.ending.is_some(),
             rollout: self
                 .rollout

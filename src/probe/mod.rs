@@ -11,6 +11,9 @@ mod levels;
 mod locate;
 mod machine;
 mod mounts;
+#[cfg(feature = "launcher")]
+mod oom;
+mod others;
 pub(crate) mod parse;
 mod platform;
 mod pretend;
@@ -26,6 +29,7 @@ pub use dynos::{DYNOS, Dyno};
 pub use host::Host;
 pub use levels::{Fact, MemoryLevel, TaskLevel};
 pub use machine::Machine;
+pub use others::Others;
 pub use parse::CpuSet;
 pub use resources::{Ceiling, Cpu, Memory, Resources, Tasks};
 pub use surroundings::Surrounding;
@@ -34,6 +38,8 @@ pub use surroundings::Surrounding;
 pub(crate) use host::{path_of, show};
 #[cfg(feature = "launcher")]
 pub(crate) use mounts::unescape;
+#[cfg(feature = "launcher")]
+pub(crate) use oom::{OomCause, OomLevel, oom_levels};
 
 use crate::units::Fraction;
 use levels::Reader;
@@ -110,6 +116,28 @@ pub(crate) fn chain(host: &Host, controller: Controller) -> Vec<PathBuf> {
         mounts.retain(machine::is_what_it_says);
     }
     locate(host, &ours, &mounts, controller).map(|place| place.chain).unwrap_or_default()
+}
+
+#[cfg(feature = "launcher")]
+/// The files that hold the limits of all levels, as far as they are there.
+pub(crate) fn limit_files(host: &Host) -> Vec<PathBuf> {
+    let kinds: [(Controller, &[&str]); 4] = [
+        (
+            Controller::Memory,
+            &["memory.max", "memory.high", "memory.limit_in_bytes", "memory.memsw.limit_in_bytes"],
+        ),
+        (Controller::Cpu, &["cpu.max", "cpu.cfs_quota_us", "cpu.cfs_period_us"]),
+        (Controller::Cpuset, &["cpuset.cpus"]),
+        (Controller::Pids, &["pids.max"]),
+    ];
+    let mut found = Vec::new();
+    for (controller, names) in kinds {
+        for dir in chain(host, controller) {
+            let files = names.iter().map(|name| dir.join(name));
+            found.extend(files.filter(|file| host.read(file).is_ok()));
+        }
+    }
+    found
 }
 
 /// What a reader of the report must know about how the group was found.

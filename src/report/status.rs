@@ -142,6 +142,7 @@ mod tests {
             stopping: false,
             target: 1000,
             planned: 4,
+            pinned: false,
             bound_by: "memory".to_owned(),
             upgrades: 0,
             upgrade_error: None,

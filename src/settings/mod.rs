@@ -97,6 +97,8 @@ pub(crate) struct Sizing {
     pub(crate) headroom: Option<Given<Headroom>>,
     pub(crate) runtime_env: bool,
     pub(crate) strict: bool,
+    /// Whether the number follows what there is.
+    pub(crate) adapts: bool,
 }
 
 /// Pretended limits, and another machine.
@@ -306,6 +308,7 @@ impl Sizing {
             headroom: layers.given("headroom", &share, headroom)?,
             runtime_env: layers.choice_or("runtime-env", &[("on", true), ("off", false)], true)?,
             strict: layers.switch("strict")?,
+            adapts: layers.choice_or("adapt", &[("auto", true), ("off", false)], true)?,
         })
     }
 }

@@ -28,6 +28,7 @@ fn docker_engine() {
         ("an interactive shell", shell),
         ("a worker killed for memory", killed_worker),
         ("a reload without room for one more", no_room),
+        ("limits that move", moving_limits),
     ] {
         let started = Instant::now();
         println!("step: {name}");
@@ -224,5 +225,29 @@ fn no_room(engine: &Engine) {
     assert_eq!(lines, ["bye 1", "up 1", "bye 2", "up 2"]);
     let kills = fleet.shell("cd /sys/fs/cgroup; /bin/busybox cat memory.events memory/memory.oom_control 2>/dev/null || :");
     assert!(kills.lines().any(|line| line == "oom_kill 0"), "nobody was killed:\n{kills}");
+    assert!(fleet.stop() < STOPS);
+}
+
+fn moving_limits(engine: &Engine) {
+    let worker = "trap 'echo bye $THRONG_WORKER_ID; exit 0' TERM; echo up $THRONG_WORKER_ID
+        while :; do /bin/busybox sleep 1000 & wait; done";
+    let args = ["--worker-memory", "64M", "--workers-per-cpu", "50", "--", "/bin/sh", "-c", worker];
+    let mut fleet = engine.start_container(&["-m", "256m"], &args);
+    // 15 % of headroom and 72 MiB at least, 8 MiB of our own.
+    fleet.logs.wait("workers of 256 MiB", 2, SOON, |line| line.contains("up "));
+    engine.docker(&["update", "-m", "512m", "--memory-swap", "512m", &fleet.id]);
+    let started = Instant::now();
+    let more = fleet.logs.wait("workers of 512 MiB", 4, SOON, |line| line.contains("up "));
+    println!("four workers more {:.1?} after the limit was raised: {more:?}", started.elapsed());
+    let status = fleet.shell("/throng-rs status --format json");
+    assert!(status.contains("\"target\":6"), "{status}");
+    engine.docker(&["update", "-m", "256m", "--memory-swap", "256m", &fleet.id]);
+    let started = Instant::now();
+    let mut gone = fleet.logs.wait("workers that go", 4, SOON, |line| line.contains("bye "));
+    println!("four workers less {:.1?} after the limit was lowered", started.elapsed());
+    gone.sort();
+    assert_eq!(gone, ["bye 3", "bye 4", "bye 5", "bye 6"], "the highest slots leave");
+    let status = fleet.shell("/throng-rs status --format json");
+    assert!(status.contains("\"target\":2"), "{status}");
     assert!(fleet.stop() < STOPS);
 }

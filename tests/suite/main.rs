@@ -16,6 +16,7 @@ mod guarded;
 mod hosts;
 mod inherit;
 mod launch;
+mod limits;
 mod load;
 mod manager;
 mod messages;

@@ -18,6 +18,8 @@ enum Fault {
     Refuse,
     Resize(i32),
     ResizeTo(u32),
+    Planned(u32, bool),
+    Free,
     Renew {
         slot: Option<u32>,
         surge: u32,
@@ -47,6 +49,8 @@ fn faults() -> impl Strategy<Value = Fault> {
         1 => Just(Fault::Refuse),
         1 => (-4i32..5).prop_map(Fault::Resize),
         1 => (0u32..12).prop_map(Fault::ResizeTo),
+        1 => (1u32..12, any::<bool>()).prop_map(|(workers, at_once)| Fault::Planned(workers, at_once)),
+        1 => Just(Fault::Free),
         2 => (prop::option::of(1u32..12), 0u32..3).prop_map(|(slot, surge)| Fault::Renew { slot, surge }),
         6 => (pick(), told).prop_map(|(pick, what)| Fault::Tell { pick, what }),
         1 => Just(Fault::Upgrade),
@@ -208,6 +212,8 @@ impl World {
                 }
             }
             Fault::ResizeTo(workers) => self.event(Event::ResizeTo(workers)),
+            Fault::Planned(workers, at_once) => self.event(Event::Planned { workers, at_once }),
+            Fault::Free => self.event(Event::Free),
             Fault::Renew { slot, surge } => {
                 let kind = if slot.is_some() { Kind::Restart } else { Kind::Reload };
                 self.event(Event::Renew { kind, slot, surge });
@@ -315,7 +321,11 @@ fn a_day_of_faults() {
             60..85 => Fault::End { pick, how: random.u8(..), group: random.bool() },
             85 => Fault::Refuse,
             86 => Fault::Resize(random.i32(-3..4)),
-            87 => Fault::ResizeTo(random.u32(1..LARGEST)),
+            87 => match random.u32(..3) {
+                0 => Fault::ResizeTo(random.u32(1..LARGEST)),
+                1 => Fault::Planned(random.u32(1..LARGEST), random.bool()),
+                _ => Fault::Free,
+            },
             88..90 => Fault::Renew { slot: None, surge: random.u32(..3) },
             90 => Fault::Renew { slot: Some(random.u32(1..LARGEST)), surge: random.u32(..3) },
             91..99 => {

@@ -1,5 +1,6 @@
 //! The rules one by one; `histories` has them all at once under random events in virtual time.
 
+mod following;
 mod histories;
 mod ready;
 mod rolling;

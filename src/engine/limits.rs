@@ -1,0 +1,164 @@
+//! Limits that move while the fleet runs: a pod is resized in place, `docker update`, `systemctl
+//! set-property`, another CPU set. The files of the limits are watched, and all is looked at again
+//! now and then, because not everything tells of itself: a level that we cannot see, the kernel's own view of a CPU
+//! set, a move to another group.
+
+use std::os::fd::OwnedFd;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use nix::errno::Errno;
+use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify};
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
+use tokio::time::Instant;
+use tracing::{debug, info, warn};
+
+use super::watch::watch;
+use super::{Adapt, Engine, Renewed};
+use crate::fleet::{Event, Kind};
+use crate::probe::{Host, limit_files};
+
+/// Between two looks where nothing tells of itself.
+const EVERY: Duration = Duration::from_secs(5);
+/// How long more room has to last before running workers are told of it.
+const LASTS: Duration = Duration::from_secs(10);
+
+/// What is watched, and when the next look is due.
+pub(super) struct Limits {
+    watched: Option<Watched>,
+    /// None where the number is to stay.
+    look_at: Option<Instant>,
+    /// When the running workers are replaced, since what their runtimes were told at their start no longer
+    /// holds.
+    renew_at: Option<Instant>,
+    /// The last failure, told once.
+    failed: Option<String>,
+}
+
+struct Watched {
+    fd: AsyncFd<OwnedFd>,
+    files: Vec<PathBuf>,
+}
+
+impl Limits {
+    pub(super) fn new(adapt: Adapt) -> Self {
+        let follows = adapt == Adapt::Auto;
+        Self {
+            watched: follows.then(Watched::new).flatten(),
+            look_at: follows.then(|| Instant::now() + EVERY),
+            renew_at: None,
+            failed: None,
+        }
+    }
+
+    /// Returns when there is something to look at.
+    pub(super) async fn next(&self) {
+        let Some(due) = self.look_at.into_iter().chain(self.renew_at).min() else {
+            return std::future::pending().await;
+        };
+        let written = async {
+            match &self.watched {
+                Some(watched) => watched.written().await,
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            () = written => {}
+            () = tokio::time::sleep_until(due) => {}
+        }
+    }
+}
+
+impl Watched {
+    /// None where the kernel has no more of them for us; then the looks that come anyway have to do.
+    fn new() -> Option<Self> {
+        let files = limit_files(&Host::live());
+        let inotify = Inotify::init(InitFlags::IN_CLOEXEC | InitFlags::IN_NONBLOCK).ok()?;
+        for file in &files {
+            // Those that are there.
+            let _ = inotify.add_watch(file, AddWatchFlags::IN_MODIFY);
+        }
+        Some(Self { fd: watch(OwnedFd::from(inotify), Interest::READABLE).ok()?, files })
+    }
+
+    /// Returns when one of the files was written, or may have been.
+    async fn written(&self) {
+        let Ok(mut ready) = self.fd.readable().await else {
+            return std::future::pending().await;
+        };
+        let mut events = [0; 4096];
+        // Which of them it was makes no difference.
+        while matches!(
+            nix::unistd::read(self.fd.get_ref(), &mut events),
+            Ok(1..) | Err(Errno::EINTR)
+        ) {}
+        ready.clear_ready();
+    }
+}
+
+impl Engine {
+    /// Computes again, and follows where that leads elsewhere.
+    pub(super) fn look_at_limits(&mut self) {
+        let now = Instant::now();
+        self.limits.look_at = Some(now + EVERY);
+        // A move to another group, or a mount.
+        let files = limit_files(&Host::live());
+        if self.limits.watched.as_ref().is_some_and(|watched| watched.files != files) {
+            self.limits.watched = Watched::new();
+        }
+        if self.fleet.is_ending() {
+            return;
+        }
+        self.look_for_other_kills();
+        match self.config.orders.replan() {
+            Ok(renewed) => {
+                self.limits.failed = None;
+                self.follow(renewed, now);
+            }
+            Err(why) => {
+                if self.limits.failed.as_ref() != Some(&why) {
+                    warn!(event = "limits", "the limits cannot be looked at: {why}");
+                    self.limits.failed = Some(why);
+                }
+            }
+        }
+        if self.limits.renew_at.is_some_and(|at| now >= at) {
+            self.limits.renew_at = None;
+            self.renew(Kind::Reload, None);
+        }
+    }
+
+    fn follow(&mut self, renewed: Renewed, now: Instant) {
+        let before = &self.config.sized;
+        if renewed.sized.limits == before.limits && renewed.sized.workers == before.workers {
+            return;
+        }
+        let less = renewed.sized.budget < before.budget;
+        if renewed.sized.budget > before.budget {
+            self.oom.most = None;
+        }
+        let told = renewed.sized.runtime != before.runtime;
+        let workers = renewed.sized.workers;
+        info!(
+            event = "limits",
+            workers,
+            before = before.workers,
+            "the limits have moved: {}; {}",
+            renewed.sized.limits.join(", "),
+            if workers == before.workers {
+                format!("still {workers} workers")
+            } else {
+                format!("{workers} workers instead of {}", before.workers)
+            }
+        );
+        self.take_orders(renewed);
+        if told {
+            // A smaller share is dangerous from the first moment on; a larger one can wait and see.
+            self.limits.renew_at = Some(if less { now } else { now + LASTS });
+        }
+        debug!(event = "limits", told, less, "running workers are told: {told}");
+        let workers = self.oom.most.map_or(workers, |most| workers.min(most));
+        self.tell(Event::Planned { workers, at_once: false });
+    }
+}

@@ -1,0 +1,125 @@
+//! A worker that ends by KILL and was not killed by us: whether the kernel did it because memory ran out,
+//! and what follows from that.
+
+use std::time::Duration;
+
+use nix::sys::signal::Signal;
+use tokio::time::Instant;
+use tracing::{info, warn};
+
+use super::{Adapt, Engine};
+use crate::fleet::{Ended, Event, WorkerKey};
+use crate::probe::{Host, OomCause, OomLevel, oom_levels};
+use crate::units::{plural, show_size};
+
+/// Kills that come together have one cause.
+const TOGETHER: Duration = Duration::from_secs(10);
+
+/// What the kernel has counted so far, and what was learnt from it.
+pub(super) struct Oom {
+    levels: Vec<OomLevel>,
+    /// Kills that no worker's end has been matched with yet, and where memory ran out.
+    open: Option<OomCause>,
+    /// More workers than this were too many.
+    pub(super) most: Option<u32>,
+    learnt: Option<Instant>,
+}
+
+impl Oom {
+    pub(super) fn new(most: Option<u32>) -> Self {
+        Self { levels: oom_levels(&Host::live()), open: None, most, learnt: None }
+    }
+
+    fn look(&mut self) {
+        let levels = oom_levels(&Host::live());
+        if let Some(cause) = OomCause::between(&self.levels, &levels) {
+            let before = self.open.take().map_or(0, |open| open.kills);
+            self.open = Some(OomCause { kills: before + cause.kills, ..cause });
+        }
+        self.levels = levels;
+    }
+
+    /// One of the kills, for a worker that has just ended.
+    fn claim(&mut self) -> Option<OomCause> {
+        self.look();
+        let cause = self.open.clone()?;
+        self.open =
+            Some(OomCause { kills: cause.kills - 1, ..cause.clone() }).filter(|c| c.kills > 0);
+        Some(cause)
+    }
+}
+
+impl Engine {
+    /// A worker has ended; `peak`: the most memory that its leader had, bytes.
+    pub(super) fn look_for_oom(&mut self, worker: WorkerKey, how: Ended, peak: u64) {
+        let Some(running) = self.running.get(&worker) else { return };
+        let (slot, pid, ours) = (running.slot, running.pid.as_raw(), running.killed);
+        if how != Ended::Signal(Signal::SIGKILL as i32) || ours {
+            return;
+        }
+        let Some(cause) = self.oom.claim() else { return };
+        let had = show_size(peak);
+        let (file, limit) = cause.level.clone().unzip();
+        let place = match cause.level {
+            Some((file, limit)) => format!("{} ({file}) were used up", show_size(limit)),
+            None => {
+                "the machine, or a group around ours that cannot be seen, had none left".to_owned()
+            }
+        };
+        warn!(
+            event = "oom",
+            worker = slot,
+            pid,
+            memory_bytes = peak,
+            limit_bytes = limit,
+            level = file,
+            "worker {slot} (pid {pid}) was killed by the kernel for its memory: it had {had} at most, and {place}"
+        );
+        self.learn_from_oom(slot);
+    }
+
+    /// Where the number is ours to choose, it was one too many.
+    fn learn_from_oom(&mut self, slot: u32) {
+        let now = Instant::now();
+        let told = self.config.sized.bound_by == "explicit";
+        let view = self.fleet.view(self.now());
+        let lately = self.oom.learnt.is_some_and(|at| now < at + TOGETHER);
+        if self.config.adapt == Adapt::Off || told || view.pinned || view.stopping || lately {
+            return;
+        }
+        let least = self.config.policy.least;
+        let fewer = view.target.saturating_sub(1).max(least);
+        self.oom.learnt = Some(now);
+        if fewer == view.target {
+            return;
+        }
+        self.oom.most = Some(fewer);
+        info!(
+            event = "learnt",
+            workers = fewer,
+            "{} instead of {}, because worker {slot} was killed for memory; a higher limit, a reload or scale auto tries more again",
+            plural(fewer, "worker"),
+            view.target
+        );
+        self.tell(Event::Planned { workers: fewer, at_once: false });
+    }
+
+    /// Kills that hit no worker of ours, but somebody whom one has started.
+    pub(super) fn look_for_other_kills(&mut self) {
+        // What was counted before the last look has had time to be matched with a worker's end.
+        if let Some(cause) = self.oom.open.take() {
+            let kills = cause.kills;
+            let place = cause
+                .level
+                .map(|(file, limit)| format!(": {} ({file}) were used up", show_size(limit)));
+            warn!(
+                event = "oom",
+                kills,
+                "the kernel killed {} of ours for memory that led no worker{}",
+                if kills == 1 { "a process".to_owned() } else { format!("{kills} processes") },
+                place.unwrap_or_default()
+            );
+        }
+        self.oom.look();
+    }
+}
