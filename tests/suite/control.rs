@@ -167,7 +167,7 @@ fn a_reload_that_fails_says_why_and_fails() {
 fn signals_go_to_whom_they_are_meant_for() {
     let script = "trap 'echo got id=$THRONG_WORKER_ID' USR1
 echo up id=$THRONG_WORKER_ID
-while :; do sleep 1000 & wait; done";
+while :; do sleep 1 & wait; done";
     let mut fleet = Fleet::start(&["--workers", "2"], script);
     fleet.run.wait_for(2, "up id=");
     assert_eq!(fleet.ask(&["signal", "USR1", "2"]).stdout, "sent to 1 worker\n");
@@ -187,7 +187,7 @@ fn output_is_kept_and_followed() {
     let script = "echo line of $THRONG_WORKER_ID; echo error of $THRONG_WORKER_ID >&2
 trap 'echo more of $THRONG_WORKER_ID' USR1
 echo up
-while :; do sleep 1000 & wait; done";
+while :; do sleep 1 & wait; done";
     let mut fleet = Fleet::start(&["--workers", "2"], script);
     fleet.run.wait_for(2, "up");
     let two = fleet.ask(&["logs", "2"]).stdout;

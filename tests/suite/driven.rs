@@ -10,7 +10,7 @@ use crate::support::{Done, Run, done, throng};
 /// Says who it is, and good bye at TERM.
 pub(crate) const WORKER: &str = "trap 'echo bye id=$THRONG_WORKER_ID; exit 0' TERM
 echo up id=$THRONG_WORKER_ID gen=$THRONG_WORKER_GENERATION pid=$$
-while :; do sleep 1000 & wait; done";
+while :; do sleep 1 & wait; done";
 
 /// A launcher under control.
 pub(crate) struct Fleet {

@@ -108,7 +108,7 @@ fn nobody_else_is_heard() {
 #[test]
 fn who_is_not_ready_in_time_is_stopped_and_has_failed() {
     // A shell: it has to catch the signal before its time is over, also on a busy machine.
-    let script = "trap 'exit 7' TERM; while :; do sleep 1000 & wait; done";
+    let script = "trap 'exit 7' TERM; while :; do sleep 1 & wait; done";
     let args = ["--workers", "2", "--ready", "notify", "--ready-timeout", "2s"];
     let mut run = Run::start(throng(&args).args(["--", "sh", "-c", script]));
     run.wait_log("is not ready after 2s and is stopped");

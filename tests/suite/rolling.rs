@@ -13,7 +13,7 @@ use crate::support::{Run, Source, done, number, throng};
 const WORKER: &str =
     "trap 'echo bye id=$THRONG_WORKER_ID gen=$THRONG_WORKER_GENERATION; exit 0' TERM
 echo up id=$THRONG_WORKER_ID gen=$THRONG_WORKER_GENERATION pid=$$
-while :; do sleep 1000 & wait; done";
+while :; do sleep 1 & wait; done";
 
 fn sh(args: &[&str], script: &str) -> Run {
     Run::start(throng(args).args(["-v", "--", "sh", "-c", script]))
@@ -172,7 +172,7 @@ fn a_command_comes_before_the_first_worker_and_its_failure_ends_all() {
 
 #[test]
 fn a_stop_ends_the_command_before_too() {
-    let script = "trap 'echo obeyed; exit 0' TERM; echo up; while :; do sleep 1000 & wait; done";
+    let script = "trap 'echo obeyed; exit 0' TERM; echo up; while :; do sleep 1 & wait; done";
     let mut run = sh(&["--workers", "2", "--before", script], "echo a worker");
     run.wait("up");
     run.signal(Signal::SIGTERM);
