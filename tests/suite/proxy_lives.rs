@@ -222,6 +222,22 @@ if env['THRONG_WORKER_ID'] == '1':
 }
 
 #[test]
+fn a_worker_that_closes_without_a_word_is_taken_at_its_word() {
+    let server = "
+import os, socket
+s = socket.create_server(('127.0.0.1', int(os.environ['PORT'])))
+while True: s.accept()[0].close()
+";
+    let mut proxied = Proxied::of(2, &[], &["python3", "-c", server], &[]);
+    proxied.all_ready(2);
+    // It lives on, so this was no death that another worker could make good.
+    assert_eq!(proxied.connect().rest().unwrap(), b"");
+    assert_eq!(proxied.count("failed"), [0, 0]);
+    assert_eq!(proxied.count("accepted").iter().sum::<u64>(), 1);
+    assert_eq!(proxied.run.stop(), 0);
+}
+
+#[test]
 fn who_waits_outside_at_a_stop_is_served_and_nobody_comes_after() {
     let mut proxied = Proxied::start(1, &["--grace", "60s"]);
     let mut asked = proxied.connect();

@@ -14,7 +14,7 @@ use super::buffers::Buffers;
 use super::conn::{ASKED, Conns, HANDED, SECOND, SPOKEN, State, UNTOLD};
 use super::drain;
 use super::header;
-use super::relay::{Broken, ENDED, End, HUNG_UP, READABLE, pump};
+use super::relay::{Broken, ENDED, End, FINAL, HUNG_UP, READABLE, pump};
 use super::workers::{Standing, Workers};
 
 /// Events that are taken at once.
@@ -159,6 +159,9 @@ impl Core {
         let end = if side == Side::Client { &mut conn.client } else { &mut conn.worker };
         if flags.intersects(gone | EpollFlags::EPOLLRDHUP) {
             end.set(READABLE | HUNG_UP);
+            if flags.contains(EpollFlags::EPOLLRDHUP) && !flags.contains(EpollFlags::EPOLLERR) {
+                end.set(FINAL);
+            }
         } else if flags.contains(EpollFlags::EPOLLIN) {
             end.set(READABLE);
         }

@@ -37,6 +37,8 @@ pub(super) const SHUT: u8 = 1 << 3;
 const WRITTEN: u8 = 1 << 4;
 /// Told not to hold small writes back, or no TCP socket.
 const PROMPT: u8 = 1 << 5;
+/// The peer has ended in order: all that it sent is there to be read.
+pub(super) const FINAL: u8 = 1 << 6;
 
 impl End {
     pub(super) fn of_client(fd: OwnedFd) -> Self {
@@ -208,6 +210,10 @@ pub(super) fn pump(from: &mut End, to: &mut End, buffers: &mut Buffers) -> Resul
                     }
                 };
                 moved.some |= taken > 0;
+                // What is read short of it is the last of it, which need not be asked for.
+                if count < room && from.is(FINAL) {
+                    from.set(ENDED);
+                }
                 if taken < count {
                     to.rest = Some(Box::new(buffers.keep(&shared[taken..count])));
                 }
