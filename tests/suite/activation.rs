@@ -127,7 +127,7 @@ while True:
     c.sendall(b'pid=%d.' % os.getpid())
     c.close()
 ";
-    let args = ["--workers", "2", "--share", "proxy", "--", "python3", "-c", server];
+    let args = ["-v", "--workers", "2", "--share", "proxy", "--", "python3", "-c", server];
     let Some(mut command) = activate(&["-l", &address], &args) else { return };
     let mut run = Run::start(&mut command);
     run.wait("Listening on");

@@ -138,7 +138,7 @@ fn who_is_killed_for_memory_is_told_and_one_worker_less_runs() {
     let sizing = ["-v", "--worker-memory", "50M", "--workers-per-cpu", "50", "--ready", "spawn"];
     let mut run = group.run(&[&sizing[..], &["--", "sh", "-c", &worker]].concat());
     let up = run.wait_for(3, "up id=");
-    let victim = number(up.iter().find(|line| line.contains("id=2")).unwrap(), "pid=");
+    let victim = number(up.iter().find(|line| line.contains(" id=2 ")).unwrap(), "pid=");
     fs::write(dir.path().join("eat2"), "\n").unwrap();
     let told =
         run.wait_log(&format!("worker 2 (pid {victim}) was killed by the kernel for its memory"));
