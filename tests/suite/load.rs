@@ -26,7 +26,20 @@ pub(crate) fn request(address: &str) -> Result<String, String> {
     let mut text = String::new();
     stream.read_to_string(&mut text).map_err(|error| format!("read: {error}, {text:?}"))?;
     let (head, body) = text.split_once("\r\n\r\n").ok_or_else(|| format!("cut: {text:?}"))?;
-    if head.starts_with("HTTP/1.1 200 ") { Ok(body.to_owned()) } else { Err(text) }
+    if head.starts_with("HTTP/1.1 200 ") && is_whole(head, body) {
+        Ok(body.to_owned())
+    } else {
+        Err(text)
+    }
+}
+
+/// Whether an answer came to its end, where it tells where that is.
+fn is_whole(head: &str, body: &str) -> bool {
+    let head = head.to_ascii_lowercase();
+    let length = head.lines().find_map(|line| line.strip_prefix("content-length: "));
+    let chunked = head.contains("transfer-encoding: chunked");
+    length.is_none_or(|length| length.parse() == Ok(body.len()))
+        && (!chunked || body.ends_with("\r\n0\r\n\r\n"))
 }
 
 /// Requests that go on until they are told to end.
