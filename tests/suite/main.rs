@@ -20,6 +20,7 @@ mod load;
 mod manager;
 mod messages;
 mod node;
+mod node_lives;
 mod output;
 mod properties;
 mod qemu;
