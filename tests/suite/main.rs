@@ -21,6 +21,7 @@ mod load;
 mod manager;
 mod messages;
 mod node;
+mod node_lives;
 mod output;
 mod properties;
 mod proxy;

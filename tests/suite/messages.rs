@@ -91,10 +91,12 @@ fn ready_by_message_and_shutdown_by_message_as_with_pm2() {
     };
     let app = app("messages.js");
     let args = ["--workers", "2", "--ready", "notify", "--stop-message", "shutdown"];
-    let mut fleet = Fleet::start(&args, &[&program, &app], &[("READY_AFTER", "300")]);
+    let mut fleet = Fleet::start(&args, &[&program, &app], &[("ON_GO", "1")]);
     fleet.run.wait_for(2, "up ");
     let log = fleet.ask(&["status", "--check"]);
     assert_eq!(log.status, 1, "it listens, and has not said so");
+    // Messages reach it, since it listens.
+    fleet.send("go", None);
     let mut fleet = fleet.ready(2);
     fleet.run.signal(Signal::SIGTERM);
     fleet.run.wait_for(2, "shuts down ");
