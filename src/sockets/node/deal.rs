@@ -1,6 +1,7 @@
 //! Handing out connections that we accepted ourselves: whose turn it is, how many a worker may have under
 //! way, and what becomes of those that it does not take.
 
+use std::collections::BTreeMap;
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::net::IpAddr;
 use std::time::Duration;
@@ -15,6 +16,9 @@ use crate::sockets::{Balance, Key};
 const WINDOW: usize = 8;
 /// Connections that may wait for the worker that their address chooses, on one handle.
 const MOST_WAITING: usize = 64;
+/// Turns that a worker may have missed because it had no room, and that it gets when it has: so shares
+/// are even however workers are scheduled, and one that was stuck is not buried when it goes on.
+const MOST_MISSED: u32 = 64;
 /// After all workers have refused a connection (`maxConnections`), or one had no descriptor left.
 const REFUSED: Duration = Duration::from_millis(20);
 const NO_ROOM: Duration = Duration::from_millis(75);
@@ -97,19 +101,23 @@ impl Primary {
                 self.effects.push_back(Effect::After(REFUSED, Timer::Unpark(id)));
                 return;
             }
-            let chosen = match (balance, connection.ip) {
-                (Balance::StickyIp, Some(ip)) => stuck(ip, willing()).filter(|(_, w)| w.has_room()),
-                _ => turn(dealt.last, willing().filter(|(_, worker)| worker.has_room())),
+            let sticky = connection.ip.filter(|_| balance == Balance::StickyIp);
+            let able = || willing().filter(|(_, worker)| worker.has_room());
+            let chosen = match sticky {
+                Some(ip) => stuck(ip, willing()).filter(|(_, worker)| worker.has_room()),
+                None => turn(dealt.last, able()),
             };
-            let chosen = chosen.map(|(member, worker)| (worker.slot, member));
-            let Some((slot, member)) = chosen else {
+            let Some((member, place)) = chosen.map(|(key, worker)| (key, (worker.slot, key)))
+            else {
                 if balance == Balance::StickyIp {
                     at += 1;
                     continue;
                 }
                 break;
             };
-            dealt.last = Some((slot, member));
+            if sticky.is_none() {
+                take_turn(dealt, place, &handle.members, &mut self.workers);
+            }
             let (Some(connection), Some(worker)) =
                 (dealt.waiting.remove(at), self.workers.get_mut(&member))
             else {
@@ -182,15 +190,43 @@ impl Primary {
     }
 }
 
-/// Who follows the last one in the order of slots.
+/// By slot and key.
+type Place = (u32, Key);
+
+/// How far behind the last one somebody is in the order of slots.
+fn behind(last: Option<Place>, place: Place) -> (bool, Place) {
+    (last.is_some_and(|last| place <= last), place)
+}
+
+/// Who has missed a turn, else who follows the last one.
 fn turn<'a>(
-    last: Option<(u32, Key)>,
+    last: Option<Place>,
     able: impl Iterator<Item = (Key, &'a Worker)>,
 ) -> Option<(Key, &'a Worker)> {
-    able.min_by_key(|(key, worker)| {
-        let place = (worker.slot, *key);
-        (last.is_some_and(|last| place <= last), place)
-    })
+    able.min_by_key(|(key, worker)| (worker.missed == 0, behind(last, (worker.slot, *key))))
+}
+
+/// Notes whose turn it was, and who missed theirs.
+fn take_turn(
+    dealt: &mut Dealt,
+    place: Place,
+    members: &[Key],
+    workers: &mut BTreeMap<Key, Worker>,
+) {
+    if let Some(worker) = workers.get_mut(&place.1)
+        && worker.missed > 0
+    {
+        worker.missed -= 1;
+        return;
+    }
+    let last = dealt.last.replace(place);
+    for member in members {
+        let Some(worker) = workers.get_mut(member) else { continue };
+        let full = worker.may_get() && !worker.paused && !worker.has_room();
+        if full && behind(last, (worker.slot, *member)) < behind(last, place) {
+            worker.missed = (worker.missed + 1).min(MOST_MISSED);
+        }
+    }
 }
 
 /// The worker of the slot that an address chooses among those that are there: when one goes, only its

@@ -71,6 +71,8 @@ pub(super) struct Worker {
     pub(super) told: bool,
     /// A descriptor did not arrive: it has none left, and gets nothing for a while.
     pub(super) paused: bool,
+    /// Turns that it could not take for want of room.
+    pub(super) missed: u32,
     /// What was sent with a descriptor and is not settled, in the order of sending.
     pub(super) sent: VecDeque<Sent>,
     pub(super) connections: Connections,

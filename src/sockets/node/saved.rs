@@ -317,6 +317,7 @@ fn restore(primary: &mut Primary, saved: &PrimaryState) -> io::Result<()> {
             })
         };
         let worker = Worker {
+            missed: 0,
             slot: member.slot,
             online: member.online,
             listens: member.listens,

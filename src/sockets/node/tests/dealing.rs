@@ -36,6 +36,44 @@ fn round_robin_is_strict_and_interleaved_up_to_the_window() {
 }
 
 #[test]
+fn who_had_no_room_gets_its_turns_later() {
+    run(async || {
+        let bed = Bed::new(Balance::RoundRobin);
+        let (mut one, mut two) = (bed.worker(1, 1), bed.worker(2, 2));
+        let port = port(&one.listen(0).await.0);
+        two.listen(0).await;
+        let connect = |count| -> Vec<_> {
+            (0..count).map(|_| TcpStream::connect(at(port)).unwrap()).collect()
+        };
+        // One is busy with its window; the other takes what comes.
+        let clients = connect(32);
+        let mut held = Vec::new();
+        for _ in 0..8 {
+            held.push(one.connection().await.0);
+        }
+        for _ in 0..24 {
+            drop(two.take().await);
+        }
+        for seq in held {
+            one.answer(seq, true);
+        }
+        // Few at a time, so that there is room: one gets the sixteen that it missed, then both get as many.
+        let (mut ones, mut twos) = (8, 24);
+        for _ in 0..20 {
+            let _pair = connect(2);
+            for _ in 0..2 {
+                tokio::select! {
+                    fd = one.take() => { ones += 1; drop(fd); }
+                    fd = two.take() => { twos += 1; drop(fd); }
+                }
+            }
+        }
+        assert_eq!((ones, twos), (36, 36));
+        drop(clients);
+    });
+}
+
+#[test]
 fn a_worker_that_dies_costs_only_what_had_arrived() {
     run(async || {
         let bed = Bed::new(Balance::RoundRobin);
