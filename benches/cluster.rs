@@ -8,6 +8,7 @@
 //! ```
 //!
 //! - `kernel`, `round-robin`: requests a second with a new connection for each, by `ab -c64` and by `wrk`.
+//! - `alone`: `kernel` beside workers that share the port by themselves, which is what there is to gain.
 //! - `keep`: with 64 connections that are kept alive, in both modes.
 //! - `start`: until four workers listen.
 //! - `memory`: private memory of the launcher while it hands out connections.
@@ -33,15 +34,17 @@ use load::wrk;
 const PAIRS: usize = 9;
 const REQUESTS: u64 = 15_000;
 const MOST_MEMORY: u64 = 3 << 10;
+const SETTLES: Duration = Duration::from_secs(2);
 
 /// A measure: its name, what it is of, and the least ratio.
-const RATES: &[(&str, &str, Load, &str, f64)] = &[
-    ("kernel", "new connections, ab", Load::Ab, "kernel", 1.9),
-    ("kernel", "new connections, wrk", Load::Wrk, "kernel", 1.9),
-    ("round-robin", "new connections, ab", Load::Ab, "round-robin", 1.1),
-    ("round-robin", "new connections, wrk", Load::Wrk, "round-robin", 1.1),
-    ("keep", "kept alive, kernel", Load::Kept, "kernel", 0.95),
-    ("keep", "kept alive, round-robin", Load::Kept, "round-robin", 0.95),
+const RATES: &[(&str, &str, Load, &str, Primary, f64)] = &[
+    ("kernel", "new connections, ab", Load::Ab, "kernel", Primary::Nodes, 1.9),
+    ("kernel", "new connections, wrk", Load::Wrk, "kernel", Primary::Nodes, 1.9),
+    ("alone", "beside no primary, ab", Load::Ab, "kernel", Primary::Nobodys, 0.95),
+    ("round-robin", "new connections, ab", Load::Ab, "round-robin", Primary::Nodes, 1.1),
+    ("round-robin", "new connections, wrk", Load::Wrk, "round-robin", Primary::Nodes, 1.1),
+    ("keep", "kept alive, kernel", Load::Kept, "kernel", Primary::Nodes, 0.95),
+    ("keep", "kept alive, round-robin", Load::Kept, "round-robin", Primary::Nodes, 0.95),
 ];
 
 #[derive(Clone, Copy, Debug)]
@@ -74,7 +77,7 @@ fn main() -> anyhow::Result<ExitCode> {
     let words: Vec<String> =
         std::env::args().skip(1).filter(|word| !word.starts_with("--")).collect();
     let pairs = words.iter().find_map(|word| word.parse().ok()).unwrap_or(PAIRS);
-    let known = ["kernel", "round-robin", "keep", "start", "memory"];
+    let known = ["kernel", "alone", "round-robin", "keep", "start", "memory"];
     let named: Vec<_> = words.iter().filter(|word| word.parse::<usize>().is_err()).collect();
     for word in &named {
         ensure!(known.contains(&word.as_str()), "{word} is none of {}", known.join(", "));
@@ -82,9 +85,9 @@ fn main() -> anyhow::Result<ExitCode> {
     let chosen = |name: &str| named.is_empty() || named.iter().any(|word| *word == name);
     let nest = Nest::new()?;
     let mut rows = Vec::new();
-    for (name, what, load, balance, limit) in RATES {
+    for (name, what, load, balance, peer, limit) in RATES {
         if chosen(name) {
-            rows.push(rates(&nest, pairs, what, *load, balance, *limit)?);
+            rows.push(rates(&nest, pairs, what, *load, balance, *peer, *limit)?);
             nobody_left()?;
         }
     }
@@ -113,10 +116,11 @@ fn rates(
     what: &str,
     load: Load,
     balance: &'static str,
+    peer: Primary,
     limit: f64,
 ) -> anyhow::Result<Row> {
     let ours = Fleet::start(nest, Primary::Ours(balance))?;
-    let node = Fleet::start(nest, Primary::Nodes)?;
+    let node = Fleet::start(nest, peer)?;
     // What is compiled at its first use has been.
     load.rate(&ours)?;
     load.rate(&node)?;
@@ -180,6 +184,8 @@ fn start(nest: &Nest, pairs: usize) -> anyhow::Result<Row> {
 /// The most that the launcher has for itself while connections come.
 fn memory(nest: &Nest, balance: &'static str) -> anyhow::Result<Row> {
     let fleet = Fleet::start(nest, Primary::Ours(balance))?;
+    // The start's own pages are given back once all serve.
+    std::thread::sleep(SETTLES);
     let load = Ab::start(fleet.address, 4 * REQUESTS)?;
     let load = std::thread::spawn(move || load.end());
     let mut most = 0;

@@ -1,6 +1,8 @@
 // A worker of Node's: PORT on loopback, and where a folder is named, how many connections it has accepted and how
 // many of them are over, which survives its death: DIR/SLOT.PID, two numbers of eight bytes (see server.c).
 //
+// With REUSEPORT it shares that by itself, with no primary in between.
+//
 //   node server.js [DIR]
 'use strict'
 
@@ -18,4 +20,5 @@ if (dir) {
   fs.writeSync(file, counts, 0, 16, 0)
   server.on('connection', socket => { count(0); socket.on('close', () => count(8)) })
 }
-server.listen(+process.env.PORT, '127.0.0.1', () => console.log('up'))
+const options = { port: +process.env.PORT, host: '127.0.0.1', reusePort: !!process.env.REUSEPORT }
+server.listen(options, () => console.log('up'))

@@ -21,6 +21,8 @@ pub(crate) enum Primary {
     /// With this `--balance`.
     Ours(&'static str),
     Nodes,
+    /// Nobody's: they share the port by themselves (`reusePort`), so nothing could be faster.
+    Nobodys,
 }
 
 /// They listen.
@@ -46,6 +48,13 @@ impl Fleet {
                 let mut command = nest.command(LAUNCHER);
                 command.args(["-q", "--control", "off", "--prefix", "off", "--workers", &count]);
                 command.args(["--balance", balance, "--"]).arg(node).arg(server);
+                command
+            }
+            Primary::Nobodys => {
+                let mut command = nest.command(LAUNCHER);
+                command.args(["-q", "--control", "off", "--prefix", "off", "--workers", &count]);
+                command.args(["--share", "off", "--"]).arg(node).arg(server);
+                command.env("REUSEPORT", "1");
                 command
             }
             Primary::Nodes => {
@@ -76,7 +85,7 @@ impl Fleet {
 
     pub(crate) fn stop(self) -> anyhow::Result<()> {
         let workers = match self.primary {
-            Primary::Ours(_) => Vec::new(),
+            Primary::Ours(_) | Primary::Nobodys => Vec::new(),
             Primary::Nodes => children_of(Pid::from_raw(self.child.id().cast_signed()))?,
         };
         send(&self.child, Signal::SIGTERM)?;
@@ -85,7 +94,7 @@ impl Fleet {
         for worker in workers {
             waitpid(worker, None).context("a worker of Node's did not come to us")?;
         }
-        let ours = matches!(self.primary, Primary::Ours(_));
+        let ours = !matches!(self.primary, Primary::Nodes);
         ensure!(!ours || status.success(), "the launcher ends with {status}");
         while TcpListener::bind(self.address).is_err() {
             std::thread::sleep(Duration::from_millis(5));

@@ -27,14 +27,15 @@ pub(super) struct Source {
 
 impl Source {
     pub(super) fn new(
+        settings: Settings,
         read: Read,
         share: Share,
         program: Option<PathBuf>,
         sockets: Vec<(Address, String)>,
         others: Others,
-    ) -> Result<Self, Failure> {
-        let settings = RefCell::new(Rc::new(read()?));
-        Ok(Self { settings, read, share, program, sockets, others })
+    ) -> Self {
+        let settings = RefCell::new(Rc::new(settings));
+        Self { settings, read, share, program, sockets, others }
     }
 
     fn renewed(&self, settings: &Settings) -> Result<Renewed, Failure> {

@@ -174,7 +174,7 @@ pub(super) fn start(
         inherited.map(|listener| (listener.address.clone(), listener.name())).collect();
     let env = prepared.workers_env(settings, share, &sockets);
     let others = prepared.sized.others.clone();
-    let source = Source::new(read, share, program, sockets, others)?;
+    let source = Source::new(settings.clone(), read, share, program, sockets, others);
     let Prepared { program, words, sized, .. } = prepared;
     let inspect = way::inspect(settings, &env);
     let orders = Box::new(source);

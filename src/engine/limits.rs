@@ -9,11 +9,14 @@ use std::time::Duration;
 
 use nix::errno::Errno;
 use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify};
+use nix::sys::time::TimeSpec;
+use nix::sys::timerfd::{ClockId, Expiration, TimerFd, TimerFlags, TimerSetTimeFlags};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 use tokio::time::Instant;
 use tracing::{debug, info, warn};
 
+use super::until;
 use super::watch::watch;
 use super::{Adapt, Engine, Renewed};
 use crate::fleet::{Event, Kind};
@@ -27,8 +30,9 @@ const LASTS: Duration = Duration::from_secs(10);
 /// What is watched, and when the next look is due.
 pub(super) struct Limits {
     watched: Option<Watched>,
-    /// None where the number is to stay.
-    look_at: Option<Instant>,
+    /// Ticks where nothing tells of itself; none where the number is to stay. The kernel's own timer:
+    /// the runtime's wakes up several times on the way to a moment that is far away.
+    clock: Option<AsyncFd<OwnedFd>>,
     /// When the running workers are replaced, since what their runtimes were told at their start no longer
     /// holds.
     renew_at: Option<Instant>,
@@ -44,36 +48,34 @@ struct Watched {
 impl Limits {
     pub(super) fn new(adapt: Adapt) -> Self {
         let follows = adapt == Adapt::Auto;
-        Self {
-            watched: follows.then(Watched::new).flatten(),
-            look_at: follows.then(|| Instant::now() + EVERY),
-            renew_at: None,
-            failed: None,
-        }
+        Self { watched: None, clock: follows.then(clock).flatten(), renew_at: None, failed: None }
     }
 
     /// Returns when there is something to look at.
     pub(super) async fn next(&self) {
-        let Some(due) = self.look_at.into_iter().chain(self.renew_at).min() else {
-            return std::future::pending().await;
-        };
         let written = async {
             match &self.watched {
-                Some(watched) => watched.written().await,
+                Some(watched) => drained(&watched.fd).await,
+                None => std::future::pending().await,
+            }
+        };
+        let ticks = async {
+            match &self.clock {
+                Some(clock) => drained(clock).await,
                 None => std::future::pending().await,
             }
         };
         tokio::select! {
             () = written => {}
-            () = tokio::time::sleep_until(due) => {}
+            () = ticks => {}
+            () = until(self.renew_at) => {}
         }
     }
 }
 
 impl Watched {
     /// None where the kernel has no more of them for us; then the looks that come anyway have to do.
-    fn new() -> Option<Self> {
-        let files = limit_files(&Host::live());
+    fn new(files: Vec<PathBuf>) -> Option<Self> {
         let inotify = Inotify::init(InitFlags::IN_CLOEXEC | InitFlags::IN_NONBLOCK).ok()?;
         for file in &files {
             // Those that are there.
@@ -81,31 +83,34 @@ impl Watched {
         }
         Some(Self { fd: watch(OwnedFd::from(inotify), Interest::READABLE).ok()?, files })
     }
+}
 
-    /// Returns when one of the files was written, or may have been.
-    async fn written(&self) {
-        let Ok(mut ready) = self.fd.readable().await else {
-            return std::future::pending().await;
-        };
-        let mut events = [0; 4096];
-        // Which of them it was makes no difference.
-        while matches!(
-            nix::unistd::read(self.fd.get_ref(), &mut events),
-            Ok(1..) | Err(Errno::EINTR)
-        ) {}
-        ready.clear_ready();
-    }
+/// A timer that ticks for ever.
+fn clock() -> Option<AsyncFd<OwnedFd>> {
+    let flags = TimerFlags::TFD_CLOEXEC | TimerFlags::TFD_NONBLOCK;
+    let clock = TimerFd::new(ClockId::CLOCK_MONOTONIC, flags).ok()?;
+    let every = Expiration::Interval(TimeSpec::from(EVERY));
+    clock.set(every, TimerSetTimeFlags::empty()).ok()?;
+    watch(OwnedFd::from(clock), Interest::READABLE).ok()
+}
+
+/// Returns when there was something to read, all of which is read: what it was makes no difference.
+async fn drained(fd: &AsyncFd<OwnedFd>) {
+    let Ok(mut ready) = fd.readable().await else { return std::future::pending().await };
+    let mut bytes = [0; 4096];
+    while matches!(nix::unistd::read(fd.get_ref(), &mut bytes), Ok(1..) | Err(Errno::EINTR)) {}
+    ready.clear_ready();
 }
 
 impl Engine {
     /// Computes again, and follows where that leads elsewhere.
     pub(super) fn look_at_limits(&mut self) {
         let now = Instant::now();
-        self.limits.look_at = Some(now + EVERY);
-        // A move to another group, or a mount.
+        // The first time, since who lives shorter need not pay for it (an end of watching costs the kernel
+        // milliseconds); and after a move to another group.
         let files = limit_files(&Host::live());
-        if self.limits.watched.as_ref().is_some_and(|watched| watched.files != files) {
-            self.limits.watched = Watched::new();
+        if self.limits.watched.as_ref().is_none_or(|watched| watched.files != files) {
+            self.limits.watched = Watched::new(files);
         }
         if self.fleet.is_ending() {
             return;

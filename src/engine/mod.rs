@@ -168,6 +168,7 @@ impl Engine {
     }
 
     async fn run(mut self) -> anyhow::Result<u8> {
+        self.oom.look();
         let mut busy = true;
         loop {
             if std::mem::take(&mut self.proven) {

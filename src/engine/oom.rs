@@ -27,10 +27,11 @@ pub(super) struct Oom {
 
 impl Oom {
     pub(super) fn new(most: Option<u32>) -> Self {
-        Self { levels: oom_levels(&Host::live()), open: None, most, learnt: None }
+        Self { levels: Vec::new(), open: None, most, learnt: None }
     }
 
-    fn look(&mut self) {
+    /// Takes in what was counted since the last look; the first one has nothing to compare with.
+    pub(super) fn look(&mut self) {
         let levels = oom_levels(&Host::live());
         if let Some(cause) = OomCause::between(&self.levels, &levels) {
             let before = self.open.take().map_or(0, |open| open.kills);

@@ -45,7 +45,7 @@ pub(crate) enum Format {
 }
 
 /// Everything that a user can choose, checked.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct Settings {
     pub(crate) command: Vec<OsString>,
     pub(crate) exec: bool,
@@ -84,7 +84,7 @@ pub(crate) struct Passing {
 }
 
 /// How many workers.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct Sizing {
     pub(crate) workers: Option<Given<u32>>,
     /// `WEB_CONCURRENCY` as advice of whoever is named.
@@ -102,7 +102,7 @@ pub(crate) struct Sizing {
 }
 
 /// Pretended limits, and another machine.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct WhatIf {
     pub(crate) memory: Option<Given<u64>>,
     pub(crate) cpus: Option<Given<Fraction>>,
@@ -110,7 +110,7 @@ pub(crate) struct WhatIf {
 }
 
 /// What we print.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct Output {
     pub(crate) log_json: bool,
     pub(crate) color: Switch,
@@ -120,7 +120,7 @@ pub(crate) struct Output {
 }
 
 /// How workers are run.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct Workers {
     pub(crate) grace: Duration,
     pub(crate) stop_signal: Signal,
@@ -166,7 +166,7 @@ pub(crate) enum Watchdog {
 }
 
 /// How this instance is reached.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct Operating {
     pub(crate) name: Option<String>,
     pub(crate) control: Place,
