@@ -47,6 +47,7 @@ pub(crate) const MODES: &[Mode] = &[
         worker: node,
         measures: EVERYTHING,
     },
+    Mode { name: "proxy", options: &["--share", "proxy"], worker: node, measures: EVERYTHING },
 ];
 
 /// `server.js`.
@@ -121,6 +122,14 @@ impl Fleet {
             Some((pid, worker["uptime_seconds"].as_f64()?))
         };
         workers.iter().map(|worker| one(worker).context("a worker without pid")).collect()
+    }
+
+    /// Connections that workers have lost, by the count of a launcher that carries them.
+    pub(crate) fn lost(&self) -> anyhow::Result<u64> {
+        let status = self.status()?;
+        let workers = status["workers"].as_array().context("no workers in the status")?;
+        let lost = workers.iter().map(|worker| worker["connections"]["failed"].as_u64());
+        lost.sum::<Option<u64>>().context("the status counts no connections")
     }
 
     /// What all worker processes have done, also those that are no more.
