@@ -24,6 +24,7 @@ mod node;
 mod node_lives;
 mod output;
 mod properties;
+mod proxied;
 mod proxy;
 mod proxy_lives;
 mod proxy_servers;

@@ -9,7 +9,7 @@ use std::thread;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
-use crate::proxy::{Client, Proxied};
+use crate::proxied::{Client, Proxied};
 use crate::support::{number, until};
 
 /// HTTP/1.1 with connections that stay open; each answer takes a moment.

@@ -5,7 +5,7 @@ use std::io::{Read, Write};
 use std::net::TcpStream;
 
 use crate::beds::{command, skip};
-use crate::proxy::Proxied;
+use crate::proxied::Proxied;
 use crate::support::LIMIT;
 
 /// Two workers of `words` in a folder with an index page, and what they answer.

@@ -10,6 +10,7 @@ mod channel;
 mod deal;
 mod handle;
 mod hub;
+mod leaving;
 mod message;
 mod peer;
 mod primary;
