@@ -95,7 +95,9 @@ impl Prepared {
             (None, None) => return Err(usage("no command given")),
         };
         let wants_port = words.iter().any(|word| word.to_string_lossy().contains("{port}"));
-        let has_port = share == Share::Proxy || env.get("PORT").is_some();
+        // Both tell workers a port by themselves.
+        let told = share == Share::Proxy || (share == Share::Node && !settings.listen.is_empty());
+        let has_port = told || env.get("PORT").is_some();
         if settings.workers.template && wants_port && !has_port {
             return Err(usage(
                 "--template has a {port} to replace, and PORT is not set; set it, or leave {port} out",

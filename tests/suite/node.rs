@@ -220,6 +220,13 @@ fn listen_sets_the_port_and_narrows_and_another_port_is_named() {
     let log = run.wait_log("--listen");
     assert!(log.contains(&other.to_string()) && log.contains(&address), "{log}");
     assert_eq!(run.stop(), 0);
+    // One that takes it from its words.
+    let words = "require('http').createServer().listen(process.argv[2], () => console.log('up', process.argv[2]))";
+    std::fs::write(&script, words).unwrap();
+    let options = ["--workers", "1", "--template", "--listen", &address, "--"];
+    let mut run = Run::start(throng(&options).args([&program, script.to_str().unwrap(), "{port}"]));
+    run.wait(&format!("up {port}"));
+    assert_eq!(run.stop(), 0);
 }
 
 #[test]
