@@ -71,6 +71,8 @@ pub(super) struct Layers<'a> {
     matches: &'a ArgMatches,
     host: &'a Host,
     file: Option<(PathBuf, toml::Table)>,
+    /// Whether there is any variable of ours: mostly there is none, and nothing to look up.
+    has_variables: bool,
 }
 
 impl<'a> Layers<'a> {
@@ -80,7 +82,9 @@ impl<'a> Layers<'a> {
         host: &'a Host,
         warnings: &mut Vec<String>,
     ) -> Result<Self, Failure> {
-        let flags = Self { matches, host, file: None };
+        let ours = |name: &OsString| name.as_encoded_bytes().starts_with(b"THRONG_");
+        let has_variables = host.env_all().keys().any(ours);
+        let flags = Self { matches, host, file: None, has_variables };
         let file = flags.config_file(warnings)?;
         Ok(Self { file, ..flags })
     }
@@ -93,8 +97,10 @@ impl Layers<'_> {
         if let Some(values) = cli::on_command_line(self.matches, key) {
             return Ok(Some((values, Origin::Flag(key.name))));
         }
-        let variable = key.variable();
-        if let Some(value) = self.host.env(&variable) {
+        let variable = if self.has_variables { key.variable() } else { String::new() };
+        if self.has_variables
+            && let Some(value) = self.host.env(&variable)
+        {
             let Some(value) = value.to_str() else {
                 return Err(usage(format!(
                     "{variable} in the environment is not valid UTF-8; set it to {}",
