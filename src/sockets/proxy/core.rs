@@ -246,13 +246,6 @@ impl Core {
         if conn.state == State::Opening && conn.is(UNTOLD) {
             return;
         }
-        let (quiet, place) = (conn.is_quiet() && conn.client.is(READABLE), conn.place);
-        if quiet
-            && self.workers.get(place).is_some_and(|worker| worker.state != Standing::Ready)
-            && self.move_on(id)
-        {
-            return;
-        }
         let Some(conn) = self.conns.get_mut(id) else { return };
         let mut broke = false;
         match pump(&mut conn.client, &mut conn.worker, &mut self.buffers) {

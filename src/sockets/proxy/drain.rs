@@ -1,17 +1,14 @@
 //! What comes with time: workers that are to finish what they have, clients that have waited long enough.
 
-use std::os::fd::AsRawFd;
-
-use nix::sys::socket::{MsgFlags, recv};
-
 use super::accept::HOLD;
 use super::conn::{Conn, State};
 use super::core::{CONNECT, Core, HALF, PARKED};
 use super::relay::READABLE;
 use super::workers::Standing;
 
-/// A connection on which the worker has said the last word so long ago is an idle one.
-const QUIET: u32 = 500;
+/// A connection on which the worker has said the last word so long ago is taken for an idle one. Bytes do not
+/// tell whether that word was the end of an answer, so it is longer than most pauses inside of one.
+const QUIET: u32 = 2000;
 /// How often connections of workers that drain are looked at.
 const EVERY: u32 = 50;
 /// How soon a client that nobody took is offered again.
@@ -102,77 +99,6 @@ impl Core {
             if self.conns.get_mut(id).is_some_and(still) {
                 self.close(id);
             }
-        }
-    }
-
-    /// A request has come on a connection of a worker that drains, between two answers: another worker
-    /// gets it. Only for HTTP/1, whose requests stand each for itself (RFC 9112, 9.3); false where it is
-    /// something else, or nobody else is there.
-    pub(super) fn move_on(&mut self, id: u32) -> bool {
-        if self.workers.candidates(0, false).next().is_none() {
-            return false;
-        }
-        let Some(conn) = self.conns.get_mut(id) else { return false };
-        let Some(fd) = &conn.client.fd else { return false };
-        let peeked = recv(fd.as_raw_fd(), &mut self.buffers.shared, MsgFlags::MSG_PEEK);
-        if !peeked.is_ok_and(|count| is_request(&self.buffers.shared[..count])) {
-            return false;
-        }
-        conn.since = self.now;
-        conn.tried = 0;
-        // It was served by that worker, and stays in its count.
-        let place = conn.place;
-        self.detach(id);
-        if let Some(worker) = self.workers.get_mut(place) {
-            worker.counts.accepted += 1;
-        }
-        self.assign(id);
-        true
-    }
-}
-
-/// Whether bytes begin with the whole request line of HTTP/1 (RFC 9112, section 3).
-fn is_request(bytes: &[u8]) -> bool {
-    let Some(end) = memchr::memchr(b'\n', bytes) else { return false };
-    let line = bytes[..end].strip_suffix(b"\r").unwrap_or(&bytes[..end]);
-    let Some(rest) = line.strip_suffix(b" HTTP/1.1").or_else(|| line.strip_suffix(b" HTTP/1.0"))
-    else {
-        return false;
-    };
-    let Some(space) = memchr::memchr(b' ', rest) else { return false };
-    let (method, target) = (&rest[..space], &rest[space + 1..]);
-    !method.is_empty()
-        && method.iter().all(|byte| byte.is_ascii_uppercase() || *byte == b'-')
-        && !target.is_empty()
-        && target.iter().all(u8::is_ascii_graphic)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_request_is_known_by_its_first_line() {
-        for good in [
-            "GET / HTTP/1.1\r\nHost: x\r\n\r\n",
-            "M-SEARCH * HTTP/1.0\n",
-            "POST /a?b=c HTTP/1.1\r\n",
-        ] {
-            assert!(is_request(good.as_bytes()), "{good}");
-        }
-        for bad in [
-            "",
-            "GET / HTTP/1.1",
-            "GET  HTTP/1.1\r\n",
-            "get / HTTP/1.1\r\n",
-            "GET / HTTP/2.0\r\n",
-            "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
-            " / HTTP/1.1\r\n",
-            "GET /a b HTTP/1.1\r\n",
-            "\x16\x03\x01\x02\n",
-            "*1\r\n$4\r\nPING\r\n",
-        ] {
-            assert!(!is_request(bad.as_bytes()), "{bad:?}");
         }
     }
 }
