@@ -19,6 +19,7 @@ use crate::sockets::{Address, Share};
 pub(super) fn choose(settings: &mut Settings, host: &Host, passed: bool) -> Result<Share, Failure> {
     let port = host.env("PORT").and_then(|port| port.to_str()?.trim().parse().ok());
     let port = port.filter(|port| *port != 0);
+    let told = host.env("PORT").map(|told| told.to_string_lossy().trim().to_owned());
     let served = !settings.listen.is_empty() || port.is_some();
     let share = match settings.share {
         Some(share) => share,
@@ -26,6 +27,12 @@ pub(super) fn choose(settings: &mut Settings, host: &Host, passed: bool) -> Resu
         None if served && !settings.exec => Share::Proxy,
         None => Share::Off,
     };
+    let unused = told.filter(|told| port.is_none() && !told.is_empty());
+    if let Some(told) = unused.filter(|_| settings.share.is_none() && share == Share::Off) {
+        settings.warnings.push(format!(
+            "PORT is \"{told}\", which is no port from 1 to 65535: we do not listen there, and every worker gets it as it is"
+        ));
+    }
     // Who says proxy may mean what is passed alone.
     let only_passed = passed && settings.share.is_some();
     if share == Share::Proxy && settings.listen.is_empty() && !only_passed {

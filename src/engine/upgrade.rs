@@ -324,7 +324,9 @@ impl Engine {
             kept.push(copy);
             Ok(number)
         };
-        let state = self.save(&mut keep).context("cannot keep what is open")?;
+        let state = self.save(&mut keep).context(
+            "cannot keep what is open over the exec: copies have numbers from 100 on, and the limit of open files (ulimit -n) has to leave room for them",
+        )?;
         let memory = memory(&serde_json::to_vec(&state)?)?;
         let before: OwnedFd = File::open("/proc/self/exe").context("no way back")?.into();
         let order = format!("take:{}:{}", keep(memory.as_fd())?, keep(before.as_fd())?);

@@ -246,3 +246,13 @@ fn every_flag_is_in_the_documentation() {
         assert!(reference.contains(&format!("`{flag}")), "{flag} is not in docs/reference.md");
     }
 }
+
+#[test]
+fn a_port_that_is_none_is_named() {
+    for text in ["junk", "65536", "0", "127.0.0.1:80"] {
+        let run = done(throng(&["--dry-run"]).env("PORT", text));
+        assert_eq!(run.status, 0);
+        let want = format!("PORT is \"{text}\", which is no port from 1 to 65535");
+        assert!(run.stdout.contains(&want), "{}", run.stdout);
+    }
+}

@@ -24,6 +24,9 @@ const NODE_READS: usize = 64 << 10;
 /// What a peer may leave unread, beside what the kernel keeps, before it is no longer read from: its
 /// questions would make more answers.
 const MOST_UNSENT: usize = 256 << 10;
+/// The same while it has a descriptor to confirm, which only comes in by reading: one that never does is not
+/// read from for ever.
+const MOST_UNCONFIRMED: usize = 1 << 20;
 /// As many descriptors as the kernel lets through at once (`SCM_MAX_FD`).
 const MOST_FDS: usize = 253;
 /// Of one read.
@@ -214,7 +217,8 @@ impl Channel {
         loop {
             let rest = self.flush();
             // What it has to confirm comes in by reading.
-            let reads = rest == Rest::Unconfirmed || self.backlog() < MOST_UNSENT;
+            let most = if rest == Rest::Unconfirmed { MOST_UNCONFIRMED } else { MOST_UNSENT };
+            let reads = self.backlog() < most;
             tokio::select! {
                 biased;
                 result = self.stream.readable(), if reads => return result,

@@ -143,7 +143,7 @@ impl Places {
         for _ in 0..self.ports.len() {
             let port = self.ports[self.next];
             self.next = (self.next + 1) % self.ports.len();
-            if !taken.contains(&port) && is_free(port) {
+            if !taken.contains(&port) && is_free(port)? {
                 return Ok(Upstream::Port(port));
             }
         }
@@ -165,7 +165,8 @@ impl Drop for Places {
 
 /// Whether a server could bind it on every address; one that is bound by nobody, not even by what is
 /// left of ended connections.
-fn is_free(port: u16) -> bool {
+/// The error is that nothing can be asked: no descriptor, no memory.
+fn is_free(port: u16) -> io::Result<bool> {
     let probe = |family, address: &dyn nix::sys::socket::SockaddrLike| {
         let fd = socket(family, SockType::Stream, SockFlag::SOCK_CLOEXEC, None)?;
         if family == AddressFamily::Inet6 {
@@ -174,14 +175,20 @@ fn is_free(port: u16) -> bool {
         bind(fd.as_raw_fd(), address)
     };
     let v6 = SockaddrIn6::from(SocketAddrV6::new(Ipv6Addr::UNSPECIFIED, port, 0, 0));
-    match probe(AddressFamily::Inet6, &v6) {
-        Ok(()) => true,
-        Err(Errno::EADDRINUSE | Errno::EACCES) => false,
-        // A machine without IPv6.
-        Err(_) => {
-            let v4 = SockaddrIn::from(SocketAddrV4::new(Ipv4Addr::UNSPECIFIED, port));
-            probe(AddressFamily::Inet, &v4).is_ok()
+    let told = |result| match result {
+        Ok(()) => Ok(true),
+        Err(Errno::EMFILE | Errno::ENFILE | Errno::ENOBUFS | Errno::ENOMEM) => {
+            result.map(|()| false)
         }
+        Err(_) => Ok(false),
+    };
+    match probe(AddressFamily::Inet6, &v6) {
+        // A machine without IPv6.
+        Err(Errno::EAFNOSUPPORT | Errno::EADDRNOTAVAIL | Errno::EINVAL | Errno::EPERM) => {
+            let v4 = SockaddrIn::from(SocketAddrV4::new(Ipv4Addr::UNSPECIFIED, port));
+            Ok(told(probe(AddressFamily::Inet, &v4))?)
+        }
+        result => Ok(told(result)?),
     }
 }
 
