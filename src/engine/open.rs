@@ -100,7 +100,8 @@ impl Engine {
         }
         // Orphans of a worker come to us and not to PID 1.
         set_child_subreaper(true).context("cannot become a subreaper")?;
-        let sharing = Sharing::new(&mut config).context("cannot prepare how connections reach the workers (--share)")?;
+        let sharing = Sharing::new(&mut config)
+            .context("cannot prepare how connections reach the workers (--share)")?;
         let (user, dir) = (config.user.take(), config.dir.take());
         let manager = config.manager.take();
         let spawner = Spawner::new(signals.inherited, user, dir, sharing.inherited());
