@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use super::Fleet;
 use super::messages::{Action, Failure, Kind, Note};
-use super::worker::{SlotState, Time, Worker, WorkerKey};
+use super::worker::{Slot, SlotState, Time, Worker, WorkerKey};
 
 /// The rollout that is under way.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -93,11 +93,16 @@ impl Fleet {
         self.fill(now, actions);
     }
 
-    /// How many may be alive at once during a rollout with surge.
+    /// How many may be alive at once during a rollout with surge. The room of a slot that is done or was
+    /// given up is not its to use: an order may fill that slot at any time.
     pub(super) fn most_alive(&self) -> Option<usize> {
         let surge =
             self.rollout.as_ref().map(|rollout| rollout.surge).filter(|surge| *surge > 0)?;
-        usize::try_from(u64::from(self.target) + u64::from(surge)).ok()
+        let over = |slot: &&Slot| {
+            slot.retiring || matches!(slot.state, SlotState::Failed | SlotState::Done { .. })
+        };
+        let slots = self.slots.values().filter(|slot| !over(slot)).count();
+        Some(slots + usize::try_from(surge).ok()?)
     }
 
     /// One more for the rollout that is under way; whom it has renewed is new already.

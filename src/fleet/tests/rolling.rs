@@ -224,3 +224,13 @@ fn who_does_not_serve_yet_has_nothing_to_finish() {
     let actions = bench.event(Event::Stop(Urgency::Graceful));
     assert!(actions.contains(&Action::AskLeader(WorkerKey(1))), "{actions:?}");
 }
+
+#[test]
+fn the_room_of_a_slot_that_is_done_stays_free() {
+    let mut bench = Bench::start(policy(Restart::OnFailure), 3);
+    bench.after(SECOND);
+    bench.end(3, Ended::Code(0));
+    assert_eq!(spawns(&bench.event(renew_all(1))), [(1, 2)]);
+    let actions = bench.after(SECOND);
+    assert_eq!((spawns(&actions), asked(&actions)), (vec![], vec![1]), "one has to go first");
+}
