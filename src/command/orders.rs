@@ -81,7 +81,7 @@ impl Sized {
         let tasks = tasks.map(|fact| format!("{} tasks{}", fact.value, from(Some(&fact.source))));
         engine::Sized {
             workers: plan.workers,
-            bound_by: plan.bound_by.name(),
+            bound_by: plan.bound_by,
             plan: plan.to_json(),
             runtime: environment(settings, plan).into_iter().collect(),
             limits: memory.into_iter().chain([cpus]).chain(tasks).collect(),

@@ -10,16 +10,18 @@ use crate::exit::{Failure, usage};
 use crate::fleet::Restart;
 use crate::plan::Runtime;
 use crate::probe::Host;
-use crate::program::{Script, cluster, inspect_option};
+use crate::program::{Recognised, Script, cluster, inspect_option};
 use crate::settings::{Ready, Settings, Switch, Watchdog};
 use crate::sockets::{Address, Share};
+
+/// In each option that has to do with a debugger's port.
+const DEBUGGERS: &[&str] = &["--inspect", "--debug-port"];
 
 /// The way of these settings; `passed`: a service manager passes sockets to us. Where the proxy listens on
 /// our own `PORT`, that is added to them.
 pub(super) fn choose(settings: &mut Settings, host: &Host, passed: bool) -> Result<Share, Failure> {
-    let port = host.env("PORT").and_then(|port| port.to_str()?.trim().parse().ok());
-    let port = port.filter(|port| *port != 0);
     let told = host.env("PORT").map(|told| told.to_string_lossy().trim().to_owned());
+    let port = told.as_ref().and_then(|told| told.parse().ok()).filter(|port| *port != 0);
     let served = !settings.listen.is_empty() || port.is_some();
     let share = match settings.share {
         Some(share) => share,
@@ -39,7 +41,8 @@ pub(super) fn choose(settings: &mut Settings, host: &Host, passed: bool) -> Resu
         settings.listen.extend(port.map(Address::Port));
     }
     check(settings, host, share, passed)?;
-    if share == Share::Node {
+    // What was found to be a server of Node has been checked by that.
+    if settings.share == Some(Share::Node) {
         check_node(settings, host)?;
     }
     if settings.workers.stop_message.is_some() && !has_channel(settings, share) {
@@ -54,10 +57,10 @@ pub(super) fn choose(settings: &mut Settings, host: &Host, passed: bool) -> Resu
 }
 
 /// The script of a command that can be a worker of Node's `cluster`.
-fn script(settings: &Settings, env: &Environment) -> Option<Script> {
+fn script(settings: &Settings, found: &Recognised) -> Option<Script> {
     let words: Vec<String> =
         settings.command.iter().map(|word| word.to_string_lossy().into_owned()).collect();
-    cluster(&words, &recognised(settings, env)?)
+    cluster(&words, found)
 }
 
 /// Whether Node's own way is the one, where nobody says: a cluster worker never ends by itself, so what
@@ -72,7 +75,9 @@ fn is_node_server(settings: &Settings, host: &Host) -> bool {
         && settings.listen.len() < 2
         && settings.ipc != Switch::Off
         && restart(settings) == Restart::Always
-        && size::inherited(settings, host).is_ok_and(|env| script(settings, &env).is_some())
+        && size::inherited(settings, host).is_ok_and(|env| {
+            recognised(settings, &env).is_some_and(|found| script(settings, &found).is_some())
+        })
 }
 
 fn check_node(settings: &Settings, host: &Host) -> Result<(), Failure> {
@@ -105,8 +110,9 @@ fn check_node(settings: &Settings, host: &Host) -> Result<(), Failure> {
         )));
     }
     let env = size::inherited(settings, host)?;
-    let runtime = size::runtime(settings, &env);
-    let is_script = script(settings, &env).is_some();
+    let found = recognised(settings, &env);
+    let runtime = found.as_ref().map_or(Runtime::Other, |found| found.runtime);
+    let is_script = found.is_some_and(|found| script(settings, &found).is_some());
     if is_script || runtime == Runtime::Other || settings.command.is_empty() {
         return Ok(());
     }
@@ -124,8 +130,13 @@ fn check_node(settings: &Settings, host: &Host) -> Result<(), Failure> {
 
 /// Where the debuggers of workers listen, when each has to have a port of its own.
 pub(super) fn inspect(settings: &Settings, env: &Environment) -> Option<Inspect> {
-    let script = script(settings, env)?;
     let options = env.get("NODE_OPTIONS").and_then(|options| options.to_str());
+    // Mostly nobody wants one, and nothing has to be looked up.
+    let words = settings.command.iter().filter_map(|word| word.to_str());
+    if !words.chain(options).any(|word| DEBUGGERS.iter().any(|option| word.contains(option))) {
+        return None;
+    }
+    let script = script(settings, &recognised(settings, env)?)?;
     let (host, port) = script.inspect.or_else(|| inspect_option(options?))?;
     if script.at.is_none() {
         warn!(

@@ -276,7 +276,7 @@ impl Engine {
             pinned: view.pinned,
             upgrades: self.upgrades,
             upgrade_error: self.upgrade_error.clone(),
-            bound_by: self.config.sized.bound_by.to_owned(),
+            bound_by: self.config.sized.bound_by.name().to_owned(),
             rollout: rollout(&view),
             workers: workers.collect(),
             vacant: vacant.collect(),

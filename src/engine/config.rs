@@ -8,6 +8,7 @@ use nix::sys::signal::Signal;
 use super::{Check, Environment, Manager, Surge, User};
 use crate::control::Place;
 use crate::fleet::Policy;
+use crate::plan::Bound;
 use crate::probe::Others;
 use crate::sockets::{Address, Balance, Listener, ProxyOptions, Share};
 
@@ -105,7 +106,7 @@ pub(crate) struct Renewed {
 #[derive(Clone, Debug)]
 pub(crate) struct Sized {
     pub(crate) workers: u32,
-    pub(crate) bound_by: &'static str,
+    pub(crate) bound_by: Bound,
     /// The whole report, as JSON.
     pub(crate) plan: String,
     /// What runtimes are told of their share at their start.

@@ -19,13 +19,11 @@ use tracing::{debug, info, warn};
 use super::until;
 use super::watch::watch;
 use super::{Adapt, Engine, Renewed};
-use crate::fleet::{Event, Kind};
+use crate::fleet::{Event, Kind, LASTS};
 use crate::probe::{Host, limit_files};
 
 /// Between two looks where nothing tells of itself.
 const EVERY: Duration = Duration::from_secs(5);
-/// How long more room has to last before running workers are told of it.
-const LASTS: Duration = Duration::from_secs(10);
 
 /// What is watched, and when the next look is due.
 pub(super) struct Limits {
@@ -78,7 +76,7 @@ impl Watched {
     fn new(files: Vec<PathBuf>) -> Option<Self> {
         let inotify = Inotify::init(InitFlags::IN_CLOEXEC | InitFlags::IN_NONBLOCK).ok()?;
         for file in &files {
-            // Those that are there.
+            // One that has just gone tells nothing.
             let _ = inotify.add_watch(file, AddWatchFlags::IN_MODIFY);
         }
         Some(Self { fd: watch(OwnedFd::from(inotify), Interest::READABLE).ok()?, files })

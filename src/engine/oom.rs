@@ -9,6 +9,7 @@ use tracing::{info, warn};
 
 use super::{Adapt, Engine};
 use crate::fleet::{Ended, Event, WorkerKey};
+use crate::plan::Bound;
 use crate::probe::{Host, OomCause, OomLevel, oom_levels};
 use crate::units::{plural, show_size};
 
@@ -60,13 +61,10 @@ impl Engine {
         }
         let Some(cause) = self.oom.claim() else { return };
         let had = show_size(peak);
-        let (file, limit) = cause.level.clone().unzip();
-        let place = match cause.level {
-            Some((file, limit)) => format!("{} ({file}) were used up", show_size(limit)),
-            None => {
-                "the machine, or a group around ours that cannot be seen, had none left".to_owned()
-            }
-        };
+        let place = used_up(&cause).unwrap_or_else(|| {
+            "the machine, or a group around ours that cannot be seen, had none left".to_owned()
+        });
+        let (file, limit) = cause.level.unzip();
         warn!(
             event = "oom",
             worker = slot,
@@ -82,7 +80,7 @@ impl Engine {
     /// Where the number is ours to choose, it was one too many.
     fn learn_from_oom(&mut self, slot: u32) {
         let now = Instant::now();
-        let told = self.config.sized.bound_by == "explicit";
+        let told = self.config.sized.bound_by == Bound::Explicit;
         let view = self.fleet.view(self.now());
         let lately = self.oom.learnt.is_some_and(|at| now < at + TOGETHER);
         if self.config.adapt == Adapt::Off || told || view.pinned || view.stopping || lately {
@@ -110,9 +108,7 @@ impl Engine {
         // What was counted before the last look has had time to be matched with a worker's end.
         if let Some(cause) = self.oom.open.take() {
             let kills = cause.kills;
-            let place = cause
-                .level
-                .map(|(file, limit)| format!(": {} ({file}) were used up", show_size(limit)));
+            let place = used_up(&cause).map(|place| format!(": {place}"));
             warn!(
                 event = "oom",
                 kills,
@@ -123,4 +119,10 @@ impl Engine {
         }
         self.oom.look();
     }
+}
+
+/// Which limit was, where it can be seen.
+fn used_up(cause: &OomCause) -> Option<String> {
+    let (file, limit) = cause.level.as_ref()?;
+    Some(format!("{} ({file}) were used up", show_size(*limit)))
 }

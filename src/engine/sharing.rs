@@ -52,10 +52,11 @@ impl Sharing {
         let channel = config.ipc || config.share == Share::Node;
         let inherited = config.listeners.len() + usize::from(channel);
         let end = FIRST_FD + i32::try_from(inherited).unwrap_or(0);
+        let user = config.user.as_ref().map(|user| (user.uid, user.gid));
         let way = match config.share {
             Share::Off => Way::Off,
             Share::Fd | Share::Node => {
-                let copy = |fd| super::spawn::above(fd, end).map(Rc::new);
+                let copy = |fd| spawn::above(fd, end).map(Rc::new);
                 let sockets = config.listeners.iter().map(|listener| copy(&listener.fd));
                 Way::Fd(Equipment {
                     sockets: sockets.collect::<io::Result<_>>()?,
@@ -68,7 +69,6 @@ impl Sharing {
             Share::Proxy => {
                 let copies = config.listeners.iter().map(|listener| listener.fd.try_clone());
                 let copies = copies.collect::<io::Result<_>>()?;
-                let user = config.user.as_ref().map(|user| (user.uid, user.gid));
                 Way::Proxy(Proxy::new(copies, config.proxy, user, teller.clone())?)
             }
         };
@@ -76,7 +76,7 @@ impl Sharing {
             balance: config.balance.unwrap_or(Balance::Kernel),
             asked: config.asked.clone(),
             passed: passed.to_vec(),
-            user: config.user.as_ref().map(|user| (user.uid, user.gid)),
+            user,
             end,
         };
         let hub = channel.then(|| {

@@ -10,7 +10,7 @@ use super::worker::Time;
 
 /// How long more room has to last until it is used: a limit that is about to fall again costs starts
 /// and stops for nothing.
-pub(super) const LASTS: Duration = Duration::from_secs(10);
+pub(crate) const LASTS: Duration = Duration::from_secs(10);
 
 /// What the plan wants, and whether it is heeded.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]

@@ -23,6 +23,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use crate::exit;
+pub(crate) use follow::LASTS;
 use follow::Wish;
 pub(crate) use messages::{
     Action, Assignment, Event, Failure, Kind, Note, Policy, Readiness, Refusal, Restart, Told,

@@ -109,13 +109,21 @@ pub fn probe(host: &Host) -> Evidence {
 #[cfg(feature = "launcher")]
 /// The directories of one controller as the probe finds them, our own group first.
 pub(crate) fn chain(host: &Host, controller: Controller) -> Vec<PathBuf> {
+    chains(host)(controller)
+}
+
+#[cfg(feature = "launcher")]
+/// The same for any controller, with one look at where we are.
+fn chains(host: &Host) -> impl Fn(Controller) -> Vec<PathBuf> {
     let read = |path: &str| host.read(Path::new(path)).unwrap_or_default();
     let ours = Membership::parse(&read("/proc/self/cgroup"));
     let mut mounts = parse_mountinfo(&read("/proc/self/mountinfo"));
     if host.is_live() {
         mounts.retain(machine::is_what_it_says);
     }
-    locate(host, &ours, &mounts, controller).map(|place| place.chain).unwrap_or_default()
+    move |controller| {
+        locate(host, &ours, &mounts, controller).map(|place| place.chain).unwrap_or_default()
+    }
 }
 
 #[cfg(feature = "launcher")]
@@ -130,9 +138,10 @@ pub(crate) fn limit_files(host: &Host) -> Vec<PathBuf> {
         (Controller::Cpuset, &["cpuset.cpus"]),
         (Controller::Pids, &["pids.max"]),
     ];
+    let chain = chains(host);
     let mut found = Vec::new();
     for (controller, names) in kinds {
-        for dir in chain(host, controller) {
+        for dir in chain(controller) {
             let files = names.iter().map(|name| dir.join(name));
             found.extend(files.filter(|file| host.read(file).is_ok()));
         }

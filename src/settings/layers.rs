@@ -66,6 +66,9 @@ impl<T> Chosen<T> {
     }
 }
 
+/// Where each setting that was chosen comes from, by its name.
+pub(super) type Origins = Vec<(&'static str, String)>;
+
 /// The three layers, as text.
 pub(super) struct Layers<'a> {
     matches: &'a ArgMatches,
@@ -200,32 +203,19 @@ impl Layers<'_> {
         })
     }
 
-    /// Everything that was chosen, but for what only says how to print it.
-    pub(super) fn chosen(&self) -> Result<Vec<Choice>, Failure> {
-        let keys = KEYS.iter().filter(|key| !key.is_about_the_report());
-        let found = keys.map(|key| {
-            let choice = |(values, origin): (Vec<String>, Origin)| Choice {
-                name: key.name,
-                value: values.join(" "),
-                source: origin.source(),
-            };
-            Ok(self.all(key.name)?.map(choice))
-        });
-        found.filter_map(Result::transpose).collect()
-    }
-
-    /// The origin of everything that was chosen.
-    pub(super) fn origins(&self) -> Vec<(&'static str, String)> {
-        let keys = KEYS.iter().map(|key| key.name);
-        keys.filter_map(|name| Some((name, self.one(name).ok()??.1.to_string()))).collect()
-    }
-
-    /// Where a setting was given, for a complaint about it.
-    pub(super) fn origin(&self, name: &'static str) -> String {
-        match self.one(name) {
-            Ok(Some((_, origin))) => origin.to_string(),
-            _ => format!("--{name}"),
+    /// Everything that was chosen, but for what only says how to print it; and the origin of all of it, for
+    /// complaints.
+    pub(super) fn chosen(&self) -> Result<(Vec<Choice>, Origins), Failure> {
+        let (mut chosen, mut origins) = (Vec::new(), Vec::new());
+        for key in KEYS {
+            let Some((values, origin)) = self.all(key.name)? else { continue };
+            origins.push((key.name, origin.to_string()));
+            if !key.is_about_the_report() {
+                let (value, source) = (values.join(" "), origin.source());
+                chosen.push(Choice { name: key.name, value, source });
+            }
         }
+        Ok((chosen, origins))
     }
 
     pub(super) fn text(&self, name: &'static str) -> Result<Option<String>, Failure> {

@@ -23,7 +23,7 @@ use crate::sockets::{Address, Balance, Share};
 use crate::units::{DURATION_FORMS, Fraction, SIZE_FORMS, parse_duration};
 pub(crate) use env_file::read_env_file;
 use heroku::{web_concurrency, web_memory};
-use layers::{Layers, unknown_variables};
+use layers::{Layers, Origins, unknown_variables};
 pub(crate) use values::message;
 use values::{headroom, mode, positive, positive_size, ready, signal, watchdog, whole};
 
@@ -67,7 +67,7 @@ pub(crate) struct Settings {
     pub(crate) ipc: Switch,
     pub(crate) proxy: Passing,
     /// Where each setting that was chosen comes from.
-    origins: Vec<(&'static str, String)>,
+    origins: Origins,
     /// Everything that was chosen, as it was written.
     pub(crate) chosen: Vec<Choice>,
     /// What is odd and was passed over.
@@ -215,7 +215,7 @@ impl Settings {
             ("env", Format::Env),
             ("csv", Format::Csv),
         ];
-        let settings = Self {
+        let mut settings = Self {
             command: layers.command()?,
             exec: layers.switch("exec")?,
             dry_run: layers.switch("dry-run")?,
@@ -236,17 +236,18 @@ impl Settings {
                 unix: layers.choice_or("upstream", UPSTREAMS, false)?,
                 header: layers.switch("proxy-protocol")?,
             },
-            origins: layers.origins(),
-            chosen: layers.chosen()?,
+            origins: Origins::new(),
+            chosen: Vec::new(),
             warnings,
         };
-        settings.check_numbers(&layers)?;
+        (settings.chosen, settings.origins) = layers.chosen()?;
+        settings.check_numbers()?;
         Ok(settings)
     }
 
-    fn check_numbers(&self, layers: &Layers<'_>) -> Result<(), Failure> {
+    fn check_numbers(&self) -> Result<(), Failure> {
         let clash = |low: (&'static str, u32), high: (&'static str, u32)| {
-            let (from, to) = (layers.origin(low.0), layers.origin(high.0));
+            let (from, to) = (self.origin(low.0), self.origin(high.0));
             usage(format!(
                 "{from} ({}) is above {to} ({}); change one or leave it out",
                 low.1, high.1
@@ -268,7 +269,7 @@ impl Settings {
             return Err(clash(("min-workers", least), ("workers", asked)));
         }
         if self.output.quiet && self.output.verbose {
-            let (quiet, verbose) = (layers.origin("quiet"), layers.origin("verbose"));
+            let (quiet, verbose) = (self.origin("quiet"), self.origin("verbose"));
             return Err(usage(format!(
                 "{quiet} and {verbose} contradict each other; leave one out"
             )));

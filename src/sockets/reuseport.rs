@@ -13,6 +13,7 @@ use tokio::task::AbortHandle;
 use tokio::time::{Instant, sleep};
 use tracing::warn;
 
+use super::slots::say_closed;
 use super::{BACKLOG, Key, Listener, News, Slots, above};
 
 /// How often we look whether a queue is empty.
@@ -209,7 +210,7 @@ impl Reuseport {
     /// Nobody will fill a slot again, or come for what waits there.
     pub(crate) fn vacant(&mut self, slot: u32) {
         let lost = self.groups().map(|group| group.borrow().dismiss(slot).unwrap_or(0)).sum();
-        say_lost(slot, lost);
+        say_closed(slot, lost);
     }
 
     fn set(&mut self, worker: Key, stage: Stage) {
@@ -248,7 +249,7 @@ impl Reuseport {
             lost += group.dismiss(slot).unwrap_or(0);
             group.close(slot);
         }
-        say_lost(slot, lost);
+        say_closed(slot, lost);
     }
 
     /// The slots that have a worker that serves, and none that holds it up.
@@ -289,16 +290,5 @@ impl Reuseport {
                 "new connections cannot be kept from a slot whose worker is away and wait for the next one: {error}"
             );
         }
-    }
-}
-
-fn say_lost(slot: u32, lost: u32) {
-    if lost > 0 {
-        warn!(
-            event = "connections_closed",
-            worker = slot,
-            lost,
-            "{lost} connections that waited for worker {slot} were closed, because nobody will come for them"
-        );
     }
 }

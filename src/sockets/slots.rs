@@ -22,6 +22,7 @@ use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::socket::{getsockopt, setsockopt, shutdown, sockopt};
+use tracing::warn;
 
 use super::{above, steer, tcp};
 
@@ -190,6 +191,18 @@ impl Slots {
             return Ok(());
         }
         steer::steer(&first.fd, total, &indices)
+    }
+}
+
+/// Tells of connections that [`Slots::dismiss`] has ended.
+pub(super) fn say_closed(slot: u32, lost: u32) {
+    if lost > 0 {
+        warn!(
+            event = "connections_closed",
+            worker = slot,
+            lost,
+            "{lost} connections that waited for worker {slot} were closed, because nobody will come for them"
+        );
     }
 }
 

@@ -33,13 +33,12 @@ impl Group {
     fn run(&self, args: &[&str]) -> Run {
         let binary = env!("CARGO_BIN_EXE_throng-rs");
         let procs = self.0.join("cgroup.procs");
-        let mut command = throng(&[]);
         // A shell goes in first and becomes the launcher.
         let mut shell = std::process::Command::new("sh");
-        shell.envs(command.get_envs().filter_map(|(name, value)| Some((name, value?))));
+        let launcher = throng(&[]);
+        shell.envs(launcher.get_envs().filter_map(|(name, value)| Some((name, value?))));
         shell.args(["-c", "echo $$ > \"$1\"; shift; exec \"$@\"", "sh"]).arg(procs).arg(binary);
-        command = shell;
-        Run::start(command.args(args))
+        Run::start(shell.args(args))
     }
 }
 

@@ -2,10 +2,9 @@
 
 use std::time::Duration;
 
-use tracing::warn;
-
 use super::handle::Carry;
 use super::primary::{Effect, Primary, Timer};
+use crate::sockets::slots::say_closed;
 use crate::sockets::{Key, Slots};
 
 /// Between two looks at a queue that its worker is to empty, and how many may find it empty in a row:
@@ -101,15 +100,4 @@ fn retire(group: &mut Slots, slot: u32) {
     let lost = group.dismiss(slot).unwrap_or(0);
     group.close(slot);
     say_closed(slot, lost);
-}
-
-fn say_closed(slot: u32, lost: u32) {
-    if lost > 0 {
-        warn!(
-            event = "connections_closed",
-            worker = slot,
-            lost,
-            "{lost} connections that waited for worker {slot} were closed, because nobody will come for them"
-        );
-    }
 }

@@ -246,7 +246,6 @@ impl Core {
         if conn.state == State::Opening && conn.is(UNTOLD) {
             return;
         }
-        let Some(conn) = self.conns.get_mut(id) else { return };
         let mut broke = false;
         match pump(&mut conn.client, &mut conn.worker, &mut self.buffers) {
             Ok(moved) => {
