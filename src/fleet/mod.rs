@@ -39,14 +39,17 @@ use worker::{First, Phase, Slot, SlotState, Worker};
 const STABLE: Duration = Duration::from_secs(5);
 /// How long a killed process may take to go, before it is left to the kernel.
 const GIVE_UP: Duration = Duration::from_secs(2);
+/// A stop that comes again so soon is the same one: GNU `timeout` signals its child and then its own group, in
+/// which the child is, microseconds later. Nobody's patience is that short.
+const SAME_STOP: Duration = Duration::from_millis(50);
 
 /// The stop that is under way.
 #[derive(Clone, Copy, Debug, Serialize, Deserialize)]
 struct Ending {
     /// Fixed, where it was not asked for.
     status: Option<u8>,
-    /// Whether somebody asked for it: asked again, it kills.
-    asked: bool,
+    /// When somebody asked for it first: asked again, it kills.
+    asked: Option<Time>,
     /// Whether a worker had to be killed.
     killed: bool,
 }

@@ -182,6 +182,9 @@ fn a_stop_asks_then_kills_and_tells_which() {
 
     let mut bench = Bench::start(policy(Restart::Always), 1);
     bench.event(Event::Stop(Urgency::Graceful));
+    // `timeout` says it twice in a breath.
+    assert!(bench.event(Event::Stop(Urgency::Graceful)).is_empty());
+    bench.after(SAME_STOP);
     assert!(bench.event(Event::Stop(Urgency::Graceful)).contains(&Action::Kill(WorkerKey(1))));
     assert_eq!(exit_of(&bench.end(1, Ended::Signal(9))), Some(137));
 }
