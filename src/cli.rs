@@ -1,6 +1,8 @@
 //! The command line, from one table: each key is a long flag, a `THRONG_` variable and a key of the
 //! configuration file, all of the same name. Knows names and texts; what values mean is `settings`'s.
 
+use std::ffi::OsStr;
+
 use clap::{Arg, ArgAction, ArgMatches, Command};
 
 /// One setting.
@@ -267,6 +269,12 @@ pub(crate) const KEYS: &[Key] = &[
 /// The key of a name, dashes or underscores.
 pub(crate) fn find(name: &str) -> Option<&'static Key> {
     KEYS.iter().find(|key| key.name == name)
+}
+
+/// Whether a variable is one of [`Key::variable`].
+pub(crate) fn is_variable(name: &OsStr) -> bool {
+    name.as_encoded_bytes().starts_with(b"THRONG_")
+        && KEYS.iter().any(|key| name == OsStr::new(&key.variable()))
 }
 
 /// Everything clap needs.

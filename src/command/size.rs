@@ -5,7 +5,7 @@ use std::ffi::{OsStr, OsString};
 use std::path::PathBuf;
 
 use super::{colored, print};
-use crate::cli::{KEYS, Key};
+use crate::cli::is_variable;
 use crate::engine::{Environment, find};
 use crate::exit::{Failure, SUCCESS, usage};
 use crate::plan::{Plan, Request, Runtime};
@@ -143,7 +143,7 @@ pub(super) fn request(
 
 /// What the workers inherit: our environment without our own settings, and the lines of `--env-file`.
 pub(super) fn inherited(settings: &Settings, host: &Host) -> Result<Environment, Failure> {
-    let mut env = Environment::inherit(host.env_all(), KEYS.iter().map(Key::variable));
+    let mut env = Environment::inherit(host.env_all(), is_variable);
     if let Some(file) = &settings.workers.env_file {
         for (name, value) in read_env_file(file)? {
             env.set(&name, value);
