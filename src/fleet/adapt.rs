@@ -1,0 +1,10 @@
+//! How many workers the load wants, within what memory allows.
+
+use super::Fleet;
+use super::measured::Sample;
+use super::messages::Action;
+use super::worker::Time;
+
+impl Fleet {
+    pub(super) fn measured(&mut self, _now: Time, _sample: &Sample, _actions: &mut Vec<Action>) {}
+}
