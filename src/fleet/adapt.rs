@@ -6,5 +6,6 @@ use super::messages::Action;
 use super::worker::Time;
 
 impl Fleet {
+    #[expect(clippy::unused_self, reason = "nobody decides anything by it yet")]
     pub(super) fn measured(&mut self, _now: Time, _sample: &Sample, _actions: &mut Vec<Action>) {}
 }
