@@ -352,4 +352,16 @@ mod tests {
         });
         assert!(group.peak < 256 << 20, "{group:?}");
     }
+
+    #[test]
+    fn pages_that_a_fork_still_shares_are_told_apart() {
+        let script =
+            "x=$(head -c 32M /dev/zero | tr '\\0' x); (sleep 1000; :) & (sleep 1000; :) & wait";
+        let own = Own::sh(script);
+        let mut processes = Processes::new();
+        let group = until(&mut processes, own.leader(), |group| group.processes == 5);
+        assert!(group.private > 90 << 20, "{group:?}");
+        let share = processes.true_share(own.leader()).unwrap();
+        assert!(share > 0.2 && share < 0.6, "{share}");
+    }
 }
