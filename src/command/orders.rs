@@ -70,6 +70,10 @@ impl Sized {
     pub(super) fn orders(&self, settings: &Settings) -> engine::Sized {
         let plan = &self.plan;
         let Resources { memory, cpu, tasks, .. } = &plan.resources;
+        let pretended = settings.what_if.memory.as_ref().map(|memory| memory.value);
+        // A file has an absolute path.
+        let by_platform = memory.limit.as_ref().filter(|limit| !limit.source.starts_with('/'));
+        let told = pretended.or(by_platform.map(|limit| limit.value));
         let memory = memory.limit.as_ref().or(memory.ram.as_ref());
         let from = |source: Option<&String>| {
             source.map(|source| format!(" ({source})")).unwrap_or_default()
@@ -85,6 +89,8 @@ impl Sized {
             plan: plan.to_json(),
             runtime: environment(settings, plan).into_iter().collect(),
             limits: memory.into_iter().chain([cpus]).chain(tasks).collect(),
+            cpus: cpu.usable,
+            told,
             budget: plan.all_memory,
             others: self.others.clone(),
         }

@@ -34,6 +34,7 @@ pub(crate) async fn serve(listener: std::os::unix::net::UnixListener, backend: B
 fn routes() -> Router<Backend> {
     Router::new()
         .route("/v1/status", get(|backend: State<Backend>| ask(backend, Ask::Status)))
+        .route("/v1/history", get(|backend: State<Backend>| ask(backend, Ask::History)))
         .route("/v1/plan", get(plan))
         .route("/v1/workers", get(workers))
         .route("/v1/events", get(events))

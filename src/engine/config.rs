@@ -113,6 +113,10 @@ pub(crate) struct Sized {
     pub(crate) runtime: Vec<(String, String)>,
     /// The limits that it was computed from, in words.
     pub(crate) limits: Vec<String>,
+    /// CPUs that may be used.
+    pub(crate) cpus: f64,
+    /// A limit of memory that no file tells, bytes: by the environment of a platform, or by `--memory`.
+    pub(crate) told: Option<u64>,
     /// Memory of all workers together, bytes.
     pub(crate) budget: Option<u64>,
     /// What was used when nothing of ours ran.

@@ -7,15 +7,13 @@ use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use nix::errno::Errno;
 use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify};
-use nix::sys::time::TimeSpec;
-use nix::sys::timerfd::{ClockId, Expiration, TimerFd, TimerFlags, TimerSetTimeFlags};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 use tokio::time::Instant;
 use tracing::{debug, info, warn};
 
+use super::timer::{Timer, drained};
 use super::until;
 use super::watch::watch;
 use super::{Adapt, Engine, Renewed};
@@ -28,9 +26,8 @@ const EVERY: Duration = Duration::from_secs(5);
 /// What is watched, and when the next look is due.
 pub(super) struct Limits {
     watched: Option<Watched>,
-    /// Ticks where nothing tells of itself; none where the number is to stay. The kernel's own timer:
-    /// the runtime's wakes up several times on the way to a moment that is far away.
-    clock: Option<AsyncFd<OwnedFd>>,
+    /// Ticks where nothing tells of itself; none where the number is to stay.
+    clock: Option<Timer>,
     /// When the running workers are replaced, since what their runtimes were told at their start no longer
     /// holds.
     renew_at: Option<Instant>,
@@ -46,7 +43,8 @@ struct Watched {
 impl Limits {
     pub(super) fn new(adapt: Adapt) -> Self {
         let follows = adapt == Adapt::Auto;
-        Self { watched: None, clock: follows.then(clock).flatten(), renew_at: None, failed: None }
+        let clock = follows.then(|| Timer::every(EVERY)).flatten();
+        Self { watched: None, clock, renew_at: None, failed: None }
     }
 
     /// Returns when there is something to look at.
@@ -59,7 +57,7 @@ impl Limits {
         };
         let ticks = async {
             match &self.clock {
-                Some(clock) => drained(clock).await,
+                Some(clock) => clock.next().await,
                 None => std::future::pending().await,
             }
         };
@@ -81,23 +79,6 @@ impl Watched {
         }
         Some(Self { fd: watch(OwnedFd::from(inotify), Interest::READABLE).ok()?, files })
     }
-}
-
-/// A timer that ticks for ever.
-fn clock() -> Option<AsyncFd<OwnedFd>> {
-    let flags = TimerFlags::TFD_CLOEXEC | TimerFlags::TFD_NONBLOCK;
-    let clock = TimerFd::new(ClockId::CLOCK_MONOTONIC, flags).ok()?;
-    let every = Expiration::Interval(TimeSpec::from(EVERY));
-    clock.set(every, TimerSetTimeFlags::empty()).ok()?;
-    watch(OwnedFd::from(clock), Interest::READABLE).ok()
-}
-
-/// Returns when there was something to read, all of which is read: what it was makes no difference.
-async fn drained(fd: &AsyncFd<OwnedFd>) {
-    let Ok(mut ready) = fd.readable().await else { return std::future::pending().await };
-    let mut bytes = [0; 4096];
-    while matches!(nix::unistd::read(fd.get_ref(), &mut bytes), Ok(1..) | Err(Errno::EINTR)) {}
-    ready.clear_ready();
 }
 
 impl Engine {

@@ -12,6 +12,7 @@ mod environment;
 mod guard;
 mod limits;
 mod manager;
+mod measure;
 mod notify;
 mod obey;
 mod oom;
@@ -31,6 +32,7 @@ mod spawn;
 mod standing;
 mod start;
 mod state;
+mod timer;
 mod upgrade;
 mod usage;
 mod user;
@@ -67,6 +69,7 @@ use answer::Control;
 use check::Look;
 use guard::Guard;
 use limits::Limits;
+use measure::Measure;
 use notify::{Message, NotifySocket};
 use oom::Oom;
 use output::{LAST_WORDS, Ring, Stream};
@@ -112,6 +115,7 @@ struct Engine {
     spawner: Spawner,
     sharing: Sharing,
     limits: Limits,
+    measure: Measure,
     oom: Oom,
     signals: Rc<Signals>,
     /// The workers' `NOTIFY_SOCKET`, which is also the mark of this run.
@@ -207,7 +211,12 @@ impl Engine {
                 Some((ask, answer)) = self.control.calls.recv() => self.answer(&ask, answer),
                 () = self.limits.next() => {
                     self.look_at_limits();
+                    self.look_by_the_clock();
                     busy = true;
+                }
+                notice = self.measure.next() => {
+                    self.look_soon(notice);
+                    busy |= self.measure.calm;
                 }
                 (worker, news) = self.sharing.next() => self.learn(worker, news),
                 message = heard(notify.as_deref()) => self.heard(message),

@@ -20,6 +20,7 @@ use tracing::warn;
 use super::answer::Control;
 use super::guard::{self, Guard};
 use super::limits::Limits;
+use super::measure::Measure;
 use super::notify::NotifySocket;
 use super::oom::Oom;
 use super::sharing::Sharing;
@@ -142,6 +143,7 @@ impl Engine {
         Ok(Self {
             fleet,
             limits: Limits::new(config.adapt),
+            measure: Measure::new(config.adapt),
             oom: Oom::new(state.and_then(|state| state.most)),
             config,
             spawner,

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use super::measured::Sample;
 use super::worker::{Ended, WorkerKey};
 
 /// Which ends are followed by a new start.
@@ -62,7 +63,7 @@ pub(crate) struct Policy {
 }
 
 /// What happened.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub(crate) enum Event {
     /// Begin.
     Start,
@@ -88,6 +89,8 @@ pub(crate) enum Event {
     /// Replace every worker, or the one of `slot`. Up to `surge` new ones may run beside those that they
     /// replace; with none, the old one goes first.
     Renew { kind: Kind, slot: Option<u32>, surge: u32 },
+    /// Somebody has looked at what the workers use and what there is.
+    Measured(Box<Sample>),
     /// Stop, by request.
     Stop(Urgency),
     /// Stop because going on makes no sense, and end with this status.

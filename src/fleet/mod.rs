@@ -4,10 +4,12 @@
 //! performs the actions and reports what happens; the rules are the contract's "Restarts",
 //! "Exit status" and "Signals to the launcher". Depends on `exit` for the statuses alone.
 
+mod adapt;
 mod backoff;
 mod due;
 mod ends;
 mod follow;
+mod measured;
 mod messages;
 mod requests;
 mod rollout;
@@ -25,6 +27,7 @@ use serde::{Deserialize, Serialize};
 use crate::exit;
 pub(crate) use follow::LASTS;
 use follow::Wish;
+pub(crate) use measured::{Cpu, Measured, Memory, Sample};
 pub(crate) use messages::{
     Action, Assignment, Event, Failure, Kind, Note, Policy, Readiness, Refusal, Restart, Told,
     Urgency,
@@ -122,6 +125,7 @@ impl Fleet {
             Event::Renew { kind, slot, surge } => {
                 self.renew(now, kind, slot, surge, &mut actions);
             }
+            Event::Measured(sample) => self.measured(now, &sample, &mut actions),
             Event::Stop(urgency) => self.stop(now, urgency, &mut actions),
             Event::Abort { status } => self.abort(now, status, &mut actions),
         }

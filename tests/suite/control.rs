@@ -22,7 +22,7 @@ impl Fleet {
     }
 
     /// One exchange by hand: the whole answer.
-    fn raw(&self, request: &str) -> String {
+    pub(crate) fn raw(&self, request: &str) -> String {
         let mut stream = UnixStream::connect(self.socket()).unwrap();
         stream.write_all(request.as_bytes()).unwrap();
         let mut answer = String::new();

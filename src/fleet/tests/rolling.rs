@@ -208,7 +208,7 @@ fn who_serves_is_drained_before_it_gets_the_signal() {
     assert!(actions.contains(&Action::Drain(WorkerKey(2))), "{actions:?}");
     assert!(!actions.contains(&Action::AskLeader(WorkerKey(2))));
     let drained = Event::Told { worker: WorkerKey(2), what: Told::Drained };
-    assert_eq!(bench.event(drained), [Action::AskLeader(WorkerKey(2))]);
+    assert_eq!(bench.event(drained.clone()), [Action::AskLeader(WorkerKey(2))]);
     assert_eq!(bench.event(drained), []);
     bench.end(2, Ended::Code(0));
     // Who does not finish gets the signal at three quarters of its grace, and is killed at its end.
