@@ -18,8 +18,8 @@ use tracing::{debug, info, warn};
 
 use super::until;
 use super::watch::watch;
-use super::{Adapt, Engine, Renewed};
-use crate::fleet::{Event, Kind, LASTS};
+use super::{Engine, Renewed};
+use crate::fleet::{Adapt, Event, Kind, LASTS};
 use crate::probe::{Host, limit_files};
 
 /// Between two looks where nothing tells of itself.
@@ -45,7 +45,7 @@ struct Watched {
 
 impl Limits {
     pub(super) fn new(adapt: Adapt) -> Self {
-        let follows = adapt == Adapt::Auto;
+        let follows = adapt != Adapt::Off;
         Self { watched: None, clock: follows.then(clock).flatten(), renew_at: None, failed: None }
     }
 
@@ -138,9 +138,6 @@ impl Engine {
             return;
         }
         let less = renewed.sized.budget < before.budget;
-        if renewed.sized.budget > before.budget {
-            self.oom.most = None;
-        }
         let told = renewed.sized.runtime != before.runtime;
         let workers = renewed.sized.workers;
         info!(
@@ -161,7 +158,7 @@ impl Engine {
             self.limits.renew_at = Some(if less { now } else { now + LASTS });
         }
         debug!(event = "limits", told, less, "running workers are told: {told}");
-        let workers = self.oom.most.map_or(workers, |most| workers.min(most));
-        self.tell(Event::Planned { workers, at_once: false });
+        let bounds = self.config.sized.bounds;
+        self.tell(Event::Planned { bounds, at_once: false });
     }
 }

@@ -133,16 +133,16 @@ impl Engine {
         let fleet = match state {
             Some(state) => {
                 spawner.limits = state.limits;
-                Fleet::restore(policy, state.fleet.clone())
+                Fleet::restore(policy, config.sized.bounds, state.fleet.clone())
             }
-            None => Fleet::new(policy, config.sized.workers),
+            None => Fleet::new(policy, config.sized.bounds),
         };
         let elapsed = state.map_or(Duration::ZERO, |state| state.elapsed);
         let now = Instant::now();
         Ok(Self {
             fleet,
-            limits: Limits::new(config.adapt),
-            oom: Oom::new(state.and_then(|state| state.most)),
+            limits: Limits::new(config.policy.adapt),
+            oom: Oom::new(),
             config,
             spawner,
             sharing,

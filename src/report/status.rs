@@ -143,6 +143,7 @@ mod tests {
             target: 1000,
             planned: 4,
             pinned: false,
+            adapted: None,
             bound_by: "memory".to_owned(),
             upgrades: 0,
             upgrade_error: None,
