@@ -12,8 +12,8 @@ use tracing::{debug, warn};
 use super::spawn::send;
 use super::{Config, Engine, resume, usage};
 use crate::control::{
-    self, Adapted, Ask, Backend, Call, Connections, LastExit, Memory, Place, Reply, RolloutStatus, Scale,
-    SlotStatus, Socket, Status, WorkerStatus,
+    self, Adapted, Ask, Backend, Call, Connections, LastExit, Memory, Place, Reply, RolloutStatus,
+    Scale, SlotStatus, Socket, Status, WorkerStatus,
 };
 use crate::fleet::{Change, Event, FleetView, Kind, Note, SlotView, Time, Urgency, WorkerKey};
 use crate::sockets::{self, Share};
@@ -288,7 +288,7 @@ impl Engine {
 /// The last change that was made by what was measured.
 fn adapted(change: Change, now: Time) -> Option<Adapted> {
     let Change { at, from, to, why } = change;
-    let why = super::say::why(why?);
+    let why = super::reasons::why(why?);
     Some(Adapted { from, to, why, seconds_ago: seconds(now.saturating_sub(at)) })
 }
 

@@ -21,6 +21,7 @@ mod output;
 mod ports;
 mod program;
 mod reap;
+mod reasons;
 mod resume;
 mod room;
 mod say;

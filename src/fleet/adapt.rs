@@ -19,7 +19,7 @@ use super::why::Why;
 use super::worker::{Phase, Time, WorkerKey};
 
 /// A look that begins so long after the last worker became ready sees none of its start.
-const SETTLES: Duration = Duration::from_millis(1000);
+const SETTLES: Duration = Duration::from_secs(1);
 /// With no load that hurries, what workers take is looked at for so long.
 const WARM: Duration = Duration::from_secs(5);
 /// And so long lies between two steps.
@@ -81,6 +81,8 @@ pub(super) struct Learnt {
     pub(super) killed_at: Option<Time>,
     /// When the guard may replace the next worker.
     pub(super) recycle_after: Time,
+    /// How many in a row had to be replaced who had served for a short time only.
+    pub(super) churn: u32,
     /// It has been told that there is nobody to give up.
     pub(super) told_no_room: bool,
 }
@@ -104,6 +106,7 @@ impl Learnt {
             last_cut: None,
             killed_at: None,
             recycle_after: Time::ZERO,
+            churn: 0,
             told_no_room: false,
         }
     }
@@ -184,8 +187,7 @@ impl Fleet {
     }
 
     fn move_level(&mut self, now: Time, room: Option<&Room>, actions: &mut Vec<Action>) {
-        let capped = self.learnt.cap.is_some_and(|cap| cap.most < self.wish.level);
-        if !self.all_settled() || capped || self.policy.lifetime.is_some_and(|end| now >= end) {
+        if !self.all_settled() || self.policy.lifetime.is_some_and(|end| now >= end) {
             self.learnt.idle_since = None;
             return;
         }
@@ -199,12 +201,16 @@ impl Fleet {
         let pressed = looks.iter().rev().take(3).filter(|look| look.is_pressed()).count() >= 2;
         let pressed = pressed && last.is_pressed();
         let full = last.is_full() || load.used >= FULL * last.usable;
+        let capped = self.learnt.cap.is_some_and(|cap| cap.most <= self.target);
         if pressed && !full {
             let each = load.used / f64::from(self.target.max(1));
-            self.learnt.capacity = Some(self.learnt.capacity.map_or(each, |so_far| (so_far + each) / 2.0));
+            self.learnt.capacity =
+                Some(self.learnt.capacity.map_or(each, |so_far| f64::midpoint(so_far, each)));
             self.learnt.idle_since = None;
-            self.grow_for_load(now, load, last, room, actions);
-        } else if self.target < self.learnt.bounds.by_cpu {
+            if !capped {
+                self.grow_for_load(now, load, last, room, actions);
+            }
+        } else if self.target < self.learnt.bounds.by_cpu && !capped {
             self.grow_by_measure(now, room, actions);
         } else if pressed || full {
             self.learnt.idle_since = None;
@@ -214,7 +220,13 @@ impl Fleet {
     }
 
     /// Looks at what the last step up has brought. True as long as that is not clear, and where it was nothing.
-    fn is_futile(&mut self, now: Time, load: Load, looks: &[Look], actions: &mut Vec<Action>) -> bool {
+    fn is_futile(
+        &mut self,
+        now: Time,
+        load: Load,
+        looks: &[Look],
+        actions: &mut Vec<Action>,
+    ) -> bool {
         let Some(step) = self.learnt.step else { return false };
         let grown = f64::from(step.to.saturating_sub(step.from)) / f64::from(step.from.max(1));
         let used = load.used >= step.before.used * (1.0 + HELPS * grown);
@@ -277,9 +289,8 @@ impl Fleet {
     /// Memory held the number below the CPU rule, by a cost that was assumed; now it has been measured.
     fn grow_by_measure(&mut self, now: Time, room: Option<&Room>, actions: &mut Vec<Action>) {
         let Some((room, cost)) = room.zip(self.learnt.lives.cost()) else { return };
-        let warm = |key: &WorkerKey| {
-            self.learnt.lives.of(*key).is_some_and(|life| life.worked >= WARM)
-        };
+        let warm =
+            |key: &WorkerKey| self.learnt.lives.of(*key).is_some_and(|life| life.worked >= WARM);
         let lately = self.learnt.last.is_some_and(|change| now < change.at + SLOWLY);
         if lately || !self.workers.keys().all(warm) {
             return;
@@ -294,10 +305,10 @@ impl Fleet {
     /// Fewer would do: after a long time of that, one goes.
     fn give_back(&mut self, now: Time, load: Load, last: Look, actions: &mut Vec<Action>) {
         let Bounds { workers, by_cpu, .. } = self.learnt.bounds;
-        let least = workers.max(by_cpu.min(self.target));
+        let bottom = workers.max(by_cpu.min(self.target));
         let fewer = f64::from(self.target.saturating_sub(1));
         let could = self.learnt.capacity.map_or(last.usable / 5.0, |each| each * fewer);
-        if self.target <= least || load.used > could * EASE {
+        if self.target <= bottom || load.used > could * EASE {
             self.learnt.idle_since = None;
             return;
         }

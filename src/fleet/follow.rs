@@ -69,10 +69,7 @@ impl Fleet {
         }
         let less = workers < before.workers || bounds.less_memory_than(&before);
         let level = self.wish.level;
-        if at_once {
-            self.wish.grow_at = None;
-            self.want(now, workers, None, actions);
-        } else if workers < level && (less || self.policy.adapt == Adapt::Off) {
+        if at_once || (workers < level && (less || self.policy.adapt == Adapt::Off)) {
             self.wish.grow_at = None;
             self.want(now, workers, None, actions);
         } else if workers <= level {

@@ -9,7 +9,7 @@ use super::lives::Life;
 use super::measured::Sample;
 use super::memory::Room;
 use super::messages::{Action, Kind, Note};
-use super::why::Excess;
+use super::why::{Excess, Why};
 use super::worker::{Phase, Time, WorkerKey};
 
 /// Larger than it may be for so long, a worker is replaced.
@@ -20,6 +20,9 @@ const SERVED: Duration = Duration::from_secs(30);
 const BETWEEN: Duration = Duration::from_secs(10);
 /// What drains, and is looked at now and then, takes this time to be gone.
 const DRAINS: Duration = Duration::from_secs(6);
+/// So many in a row that had served for so short a time are too many.
+const CHURN: u32 = 3;
+const SHORT: Duration = Duration::from_mins(2);
 /// A start takes no longer, as far as that can be waited for.
 const LONGEST_START: Duration = Duration::from_secs(15);
 
@@ -48,6 +51,9 @@ impl Fleet {
         });
         let Some((key, why)) = found else { return false };
         self.recycle(now, key, why, actions);
+        if let Some(room) = room {
+            self.count_churn(now, key, why, room, actions);
+        }
         true
     }
 
@@ -58,6 +64,26 @@ impl Fleet {
         self.learnt.recycle_after = now.saturating_add(BETWEEN);
         actions.push(Action::Say(Note::Recycled { worker: key, slot, private, why }));
         actions.push(Action::Recycle { slot, fresh });
+    }
+
+    /// Where replacing does not last, what grows is no leak that another start heals for long: fewer do it.
+    fn count_churn(
+        &mut self,
+        now: Time,
+        key: WorkerKey,
+        why: Excess,
+        room: &Room,
+        actions: &mut Vec<Action>,
+    ) {
+        let since = self.workers.get(&key).and_then(|worker| worker.ready_since);
+        let short = since.is_some_and(|since| now < since.saturating_add(SHORT));
+        self.learnt.churn = if short { self.learnt.churn.saturating_add(1) } else { 0 };
+        let own = matches!(why, Excess::Above { .. });
+        if self.learnt.churn >= CHURN && self.follows() && !own {
+            self.learnt.churn = 0;
+            let Room { used, limit, .. } = *room;
+            self.give_up(now, self.target.saturating_sub(1), Why::Full { used, limit }, actions);
+        }
     }
 
     /// What a worker may have, where that was said.
@@ -71,14 +97,19 @@ impl Fleet {
 
     /// Counts for how long who has been above its share, and warns where nothing else is to be done about it.
     fn weigh(&mut self, sample: &Sample, actions: &mut Vec<Action>) {
-        let line = self.most_memory();
-        let Some(most) = line.or(self.learnt.bounds.share) else { return };
+        let told = self.most_memory();
+        let Some(most) = told.or(self.learnt.bounds.share) else { return };
         for (key, worker) in &self.workers {
             let Some(life) = self.learnt.lives.of_mut(*key) else { continue };
             life.weigh(most, sample.span);
-            if line.is_none() && worker.phase == Phase::Ready && life.is_long_above() {
+            if told.is_none() && worker.phase == Phase::Ready && life.is_long_above() {
                 let (slot, private) = (worker.slot, life.private);
-                actions.push(Action::Say(Note::AboveShare { worker: *key, slot, private, share: most }));
+                actions.push(Action::Say(Note::AboveShare {
+                    worker: *key,
+                    slot,
+                    private,
+                    share: most,
+                }));
             }
         }
     }
@@ -113,11 +144,11 @@ impl Fleet {
         let grown = room.growth.saturating_mul(ms) / 1000;
         let needed = fresh.saturating_add(fresh / 4).saturating_add(grown);
         let left = room.brink.saturating_sub(room.used);
-        if left > needed {
-            return None;
-        }
-        let leaking = self.serving().filter(|(_, life, _)| life.leaks());
-        let (key, life, _) = leaking.max_by_key(|(_, life, _)| life.private)?;
+        // Who grows slower and slower may come to an end by himself, as long as there is time.
+        let due =
+            |life: &Life| (life.leaks() && left <= needed) || (life.has_grown() && left <= grown);
+        let due = self.serving().filter(|(_, life, _)| due(life));
+        let (key, life, _) = due.max_by_key(|(_, life, _)| life.private)?;
         Some((key, Excess::Grows { rate: life.growth(), left }))
     }
 

@@ -31,6 +31,7 @@ pub(super) struct Life {
     pub(super) peak: u64,
     /// When it was ready and had loaded what it needs.
     pub(super) fresh: Option<u64>,
+    fresh_at: Time,
     /// How long it has had something to do.
     pub(super) worked: Duration,
     /// How long it has been larger than it may, without a break.
@@ -46,8 +47,8 @@ impl Life {
         if worker.phase != Phase::Ready {
             return;
         }
-        if worker.ready_since.is_some_and(|since| now >= since + FRESH) {
-            self.fresh.get_or_insert(one.private);
+        if self.fresh.is_none() && worker.ready_since.is_some_and(|since| now >= since + FRESH) {
+            (self.fresh, self.fresh_at) = (Some(one.private), now);
         }
         if busy || share(one.cpu) >= WORKS || one.active.is_some_and(|active| active > 0) {
             self.worked = self.worked.saturating_add(span);
@@ -83,15 +84,25 @@ impl Life {
         if since > before && rate >= SLOW { rate } else { 0 }
     }
 
-    /// Much larger than at its start, while it still grows.
-    pub(super) fn leaks(&self) -> bool {
+    /// Larger than at its start by half, and it still grows.
+    pub(super) fn has_grown(&self) -> bool {
         let fresh = self.fresh.unwrap_or(u64::MAX);
         self.growth() > 0 && self.private >= fresh.saturating_add(fresh / 2)
     }
 
+    /// And as fast as ever: who fills caches grows slower and slower.
+    pub(super) fn leaks(&self) -> bool {
+        let Some(((now, _), fresh)) = self.history.back().zip(self.fresh) else { return false };
+        let ms = now.saturating_sub(self.fresh_at).as_millis();
+        let ms = u64::try_from(ms).unwrap_or(u64::MAX).max(1);
+        let ever = self.private.saturating_sub(fresh).saturating_mul(1000) / ms;
+        self.has_grown() && self.growth() >= ever / 4 * 3
+    }
+
     /// Counts the time for which it is larger than `most`.
     pub(super) fn weigh(&mut self, most: u64, span: Duration) {
-        self.above = if self.private > most { self.above.saturating_add(span) } else { Duration::ZERO };
+        self.above =
+            if self.private > most { self.above.saturating_add(span) } else { Duration::ZERO };
     }
 
     /// Whether it is to be warned about now.

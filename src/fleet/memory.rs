@@ -120,12 +120,18 @@ impl Fleet {
     pub(super) fn relieve(&mut self, now: Time, room: &Room, line: u64, actions: &mut Vec<Action>) {
         let Some(why) = self.shortage(room, line) else { return };
         // On the brink nobody can wait for long.
-        let waits = room.used <= room.brink || self.learnt.last_cut.is_some_and(|at| now < at + LEAVES);
+        let waits =
+            room.used <= room.brink || self.learnt.last_cut.is_some_and(|at| now < at + LEAVES);
         if self.target <= self.policy.least || (waits && self.frees_soon(now)) {
             return;
         }
         let fits = room.fits(line).max(self.target / 2);
-        let most = fits.min(self.target - 1).max(self.policy.least);
+        self.give_up(now, fits.min(self.target - 1), why, actions);
+    }
+
+    /// No more than `most` for a while.
+    pub(super) fn give_up(&mut self, now: Time, most: u32, why: Why, actions: &mut Vec<Action>) {
+        let most = most.max(self.policy.least);
         self.learnt.last_cut = Some(now);
         let until = self.learnt.hold(now);
         self.learnt.cap = Some(Cap { most, until: Some(until) });
@@ -139,8 +145,7 @@ impl Fleet {
         // Page cache that is in use counts as used, and harms nobody as long as nobody waits for it.
         let hard = |look: &Look| look.private >= look.memory / 2 || look.stalled >= STALLED / 2.0;
         let over = |look: &Look| look.memory > line && look.limit == limit && hard(look);
-        let stalled =
-            |look: &Look| look.stalled >= STALLED && look.memory > look.limit / 10 * 8;
+        let stalled = |look: &Look| look.stalled >= STALLED && look.memory > look.limit / 10 * 8;
         let hit = |look: &Look| look.hits > 0 && look.memory > look.limit / 20 * 19 && hard(look);
         if looks.mostly(over) && used > line {
             return Some(Why::Full { used, limit });
@@ -151,7 +156,8 @@ impl Fleet {
         }
         // What leaks is renewed, and does not tell what the others will take.
         let cost = self.learnt.lives.steady_cost()?;
-        let leaks = |key: &WorkerKey| self.learnt.lives.of(*key).is_some_and(super::lives::Life::leaks);
+        let leaks =
+            |key: &WorkerKey| self.learnt.lives.of(*key).is_some_and(super::lives::Life::leaks);
         let any_leaks = self.workers.keys().any(leaks);
         // Measured with the middle between what is to stay free and nothing, so that it is no see-saw.
         let tolerated = line.saturating_add(limit.saturating_sub(line) / 3 * 2);
@@ -165,9 +171,8 @@ impl Fleet {
         if cap.until.is_none_or(|until| now < until) {
             return;
         }
-        let fits = room.is_none_or(|room| {
-            room.fits(room.ceiling) > self.target && room.used < room.ceiling
-        });
+        let fits = room
+            .is_none_or(|room| room.fits(room.ceiling) > self.target && room.used < room.ceiling);
         if !fits || !self.all_settled() {
             return;
         }

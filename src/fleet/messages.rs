@@ -100,6 +100,7 @@ pub(crate) enum Event {
     /// replace; with none, the old one goes first.
     Renew { kind: Kind, slot: Option<u32>, surge: u32 },
     /// Somebody has looked at what the workers use and what there is.
+    #[cfg_attr(not(test), expect(dead_code, reason = "for whoever looks, which is another part"))]
     Measured(Box<Sample>),
     /// Stop, by request.
     Stop(Urgency),

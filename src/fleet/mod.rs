@@ -36,7 +36,10 @@ use adapt::Learnt;
 pub(crate) use bounds::{Adapt, Bounds, MostMemory};
 pub(crate) use follow::LASTS;
 use follow::Wish;
-#[cfg_attr(not(test), expect(unused_imports, reason = "for whoever looks, which is another part"))]
+#[cfg_attr(
+    not(test),
+    expect(unused_imports, reason = "for whoever looks, which is another part")
+)]
 pub(crate) use measured::{Cpu, Measured, Memory, Sample};
 pub(crate) use messages::{
     Action, Assignment, Event, Failure, Kind, Note, Policy, Readiness, Refusal, Restart, Told,

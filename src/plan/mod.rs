@@ -121,6 +121,8 @@ pub struct Plan {
     pub allows: Allows,
     /// How many workers there may be later, by `adapt`, where that is more than now.
     pub up_to: Option<u32>,
+    /// The same in a sentence.
+    pub outlook: Option<String>,
     /// CPUs for one worker, a fraction.
     pub worker_cpus: f64,
     /// What the number was computed from.
@@ -184,8 +186,7 @@ fn plan(resources: Resources, request: &Request) -> Plan {
         headroom: outcome.memory.as_ref().map(|room| room.headroom),
     };
     let told = request.workers.is_some() || request.single_tree;
-    let highest =
-        allows.highest(request.adapt, inputs.most, request.worker_memory.is_some());
+    let highest = allows.highest(request.adapt, inputs.most, request.worker_memory.is_some());
     let up_to = Some(highest).filter(|highest| !told && *highest > workers);
     let explained = explain::explain(&resources, request, &inputs, &outcome);
     let mut warnings = resources.warnings.clone();
@@ -197,6 +198,7 @@ fn plan(resources: Resources, request: &Request) -> Plan {
         worker_memory,
         all_memory: budget,
         allows,
+        outlook: up_to.map(|up_to| explain::outlook(workers, up_to, request)),
         up_to,
         worker_cpus: resources.cpu.usable / f64::from(workers),
         steps: explained.steps,

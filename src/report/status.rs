@@ -25,6 +25,12 @@ pub(crate) fn status(status: &Status) -> String {
     if let Some(rollout) = &status.rollout {
         let _ = writeln!(text, "{} under way, {} to go", rollout.kind, rollout.left);
     }
+    if let Some(adapted) = &status.adapted {
+        let (from, to, why) = (adapted.from, adapted.to, &adapted.why);
+        let ago = short(adapted.seconds_ago);
+        let line = format!("{to} instead of {from} since {ago}: {}", printable(why));
+        let _ = writeln!(text, "{}", cut(&line, 80));
+    }
     let _ = writeln!(
         text,
         "\n{:>4} {:>7} {:8} {:>7} {:>8} {:>8} {:>8} {:>4} {:>4}  LAST EXIT",

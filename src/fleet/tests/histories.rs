@@ -94,8 +94,22 @@ fn visions() -> impl Strategy<Value = Vision> {
     let waiting = prop::option::of(prop_oneof![0u32..3, any::<u32>()]);
     let memory = (bytes(), bytes(), prop::option::of(float()), 0u64..3);
     let worker = (bytes(), bytes(), float(), prop::option::of(0u32..5));
-    (any::<u16>(), prop::option::of(memory), (float(), float(), float()), waiting, prop::collection::vec(worker, 0..LARGEST as usize), 0u64..3)
-        .prop_map(|(span, memory, cpu, waiting, workers, strangers)| Vision { span, memory, cpu, waiting, workers, strangers })
+    (
+        any::<u16>(),
+        prop::option::of(memory),
+        (float(), float(), float()),
+        waiting,
+        prop::collection::vec(worker, 0..LARGEST as usize),
+        0u64..3,
+    )
+        .prop_map(|(span, memory, cpu, waiting, workers, strangers)| Vision {
+            span,
+            memory,
+            cpu,
+            waiting,
+            workers,
+            strangers,
+        })
 }
 
 /// A process, as the kernel would have it.
@@ -132,7 +146,10 @@ const LARGEST: u32 = 12;
 impl World {
     fn new(policy: Policy, workers: u32) -> Self {
         let mut world = Self {
-            fleet: Fleet::new(policy.clone(), Bounds { by_cpu: LARGEST / 2, most: LARGEST, ..Bounds::of(workers) }),
+            fleet: Fleet::new(
+                policy.clone(),
+                Bounds { by_cpu: LARGEST / 2, most: LARGEST, ..Bounds::of(workers) },
+            ),
             bounds: Bounds { by_cpu: LARGEST / 2, most: LARGEST, ..Bounds::of(workers) },
             policy,
             now: Time::ZERO,
@@ -216,7 +233,11 @@ impl World {
                 events.push(Event::Renew { kind: Kind::Aged, slot: Some(slot), surge: 0 });
             }
             Action::Recycle { slot, .. } => {
-                events.push(Event::Renew { kind: Kind::Grown, slot: Some(slot), surge: u32::from(self.now.as_millis() % 2 == 0) });
+                events.push(Event::Renew {
+                    kind: Kind::Grown,
+                    slot: Some(slot),
+                    surge: u32::from(self.now.as_millis().is_multiple_of(2)),
+                });
             }
             Action::Say(_) => {}
             Action::Exit(status) => {
@@ -242,7 +263,12 @@ impl World {
         });
         let sample = Sample {
             span: Duration::from_millis(u64::from(vision.span)),
-            memory: vision.memory.map(|(limit, used, stalled, hits)| Memory { limit, used, stalled, hits }),
+            memory: vision.memory.map(|(limit, used, stalled, hits)| Memory {
+                limit,
+                used,
+                stalled,
+                hits,
+            }),
             cpu: Cpu { usable: vision.cpu.0, used: vision.cpu.1, throttled: vision.cpu.2 },
             waiting: vision.waiting,
             workers: workers.collect(),
@@ -254,7 +280,10 @@ impl World {
         let moves = self.policy.adapt != Adapt::Off && !pinned;
         let may_return = after <= before || moves || self.policy.guard;
         assert!(may_return, "{before} -> {after} by a look");
-        assert!(moves || self.policy.guard || after == before, "nobody may move it: {before} -> {after}");
+        assert!(
+            moves || self.policy.guard || after == before,
+            "nobody may move it: {before} -> {after}"
+        );
         if after > before && self.policy.adapt == Adapt::Auto && moves {
             let planned = self.bounds.workers.max(self.bounds.by_cpu);
             assert!(after <= planned, "{after} above the CPU rule");
@@ -364,8 +393,20 @@ fn policies() -> impl Strategy<Value = Policy> {
             let drains = seed % 2 == 0;
             let adapt = [Adapt::Auto, Adapt::On, Adapt::Off][(seed / 2 % 3) as usize];
             let guard = seed / 8 % 4 != 0;
-            let most_memory = [MostMemory::Off, MostMemory::Share, MostMemory::Size(50 << 20)][(seed / 64 % 3) as usize];
-            Policy { drains, readiness, watchdog, max_age, parallel, seed, adapt, guard, most_memory, ..policy(restart) }
+            let most_memory = [MostMemory::Off, MostMemory::Share, MostMemory::Size(50 << 20)]
+                [(seed / 64 % 3) as usize];
+            Policy {
+                drains,
+                readiness,
+                watchdog,
+                max_age,
+                parallel,
+                adapt,
+                guard,
+                most_memory,
+                seed,
+                ..policy(restart)
+            }
         })
 }
 

@@ -42,8 +42,11 @@ struct Bench {
 
 impl Bench {
     fn start(policy: Policy, workers: u32) -> Self {
-        let mut bench =
-            Self { fleet: Fleet::new(policy, Bounds::of(workers)), now: Time::ZERO, log: Vec::new() };
+        let mut bench = Self {
+            fleet: Fleet::new(policy, Bounds::of(workers)),
+            now: Time::ZERO,
+            log: Vec::new(),
+        };
         bench.event(Event::Start);
         bench
     }

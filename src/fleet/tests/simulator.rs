@@ -1,13 +1,20 @@
 //! A box with servers in it, for the controller to be tried on: a closed model of clients that wait for
 //! their answers, workers that need CPU, time and memory for each, and a limit above which the kernel kills.
 
+#![expect(
+    clippy::cast_precision_loss,
+    clippy::cast_possible_truncation,
+    clippy::cast_sign_loss,
+    reason = "a model"
+)]
+
 use std::collections::BTreeMap;
 
 use super::*;
 
 pub(super) const MIB: u64 = 1 << 20;
 /// Nothing shorter happens here.
-const TICK: Duration = Duration::from_millis(50);
+const TICK: Duration = Duration::from_millis(100);
 
 /// A server, as one worker of it is.
 #[derive(Clone, Copy, Debug)]
@@ -19,8 +26,9 @@ pub(super) struct Server {
     pub(super) event_loop: bool,
     /// Private memory of an idle worker, MiB.
     pub(super) idle: f64,
-    /// What is added within some hundred requests.
+    /// What is added within some times `requests` requests.
     pub(super) warm: f64,
+    pub(super) requests: f64,
     /// What each request takes while it is under way.
     pub(super) request: f64,
     /// What each second under load leaves behind.
@@ -35,6 +43,7 @@ pub(super) const SERVER: Server = Server {
     event_loop: false,
     idle: 12.0,
     warm: 3.0,
+    requests: 60.0,
     request: 0.0,
     leak: 0.0,
     start: 0.15,
@@ -67,7 +76,7 @@ struct Process {
 pub(super) struct Sim {
     pub(super) bench: Bench,
     server: Server,
-    limits: Limits,
+    pub(super) limits: Limits,
     /// How many clients there are at a moment.
     clients: Box<dyn Fn(f64) -> f64>,
     processes: BTreeMap<WorkerKey, Process>,
@@ -88,7 +97,15 @@ pub(super) struct Sim {
 }
 
 pub(super) fn bounds(workers: u32, by_cpu: u32) -> Bounds {
-    Bounds { workers, by_cpu, most: 10_000, told: false, share: Some(128 * MIB), budget: Some(0), headroom: None }
+    Bounds {
+        workers,
+        by_cpu,
+        most: 10_000,
+        told: false,
+        share: Some(128 * MIB),
+        budget: Some(0),
+        headroom: None,
+    }
 }
 
 impl Sim {
@@ -159,7 +176,6 @@ impl Sim {
             }
             Action::Kill(key) => self.processes.get_mut(&key).unwrap().leaves = Some(now),
             Action::Recycle { slot, fresh } => {
-                #[expect(clippy::cast_precision_loss, reason = "a model")]
                 let needs = fresh as f64 / MIB as f64 * 1.25;
                 let surge = u32::from(self.left() >= needs);
                 self.recycled += 1;
@@ -173,7 +189,6 @@ impl Sim {
     }
 
     fn mib(&self) -> f64 {
-        #[expect(clippy::cast_precision_loss, reason = "a model")]
         let limit = self.limits.memory as f64;
         limit / MIB as f64
     }
@@ -195,7 +210,12 @@ impl Sim {
         if self.bench.fleet.deadline().is_some_and(|at| at <= now) {
             self.event(Event::Tick);
         }
-        let gone: Vec<_> = self.processes.iter().filter(|(_, one)| one.leaves.is_some_and(|at| at <= now)).map(|(key, _)| *key).collect();
+        let gone: Vec<_> = self
+            .processes
+            .iter()
+            .filter(|(_, one)| one.leaves.is_some_and(|at| at <= now))
+            .map(|(key, _)| *key)
+            .collect();
         for worker in gone {
             self.processes.remove(&worker);
             self.event(Event::Ended { worker, how: Ended::Signal(15), group: false });
@@ -214,11 +234,15 @@ impl Sim {
 
     /// Who starts and who serves share the CPUs. The answer is who has just become ready.
     fn work(&mut self, dt: f64) -> Vec<WorkerKey> {
-        let Server { cpu, wait, event_loop, warm, leak, idle, .. } = self.server;
+        let Server { cpu, wait, event_loop, warm, requests, leak, idle, .. } = self.server;
         let noise = 0.95 + self.random.f64() / 10.0;
         let clients = (self.clients)(self.bench.now.as_secs_f64()).max(0.0);
         let starting = self.processes.values().filter(|one| one.starting > 0.0).count() as f64;
-        let serving = self.processes.values().filter(|one| one.starting <= 0.0 && one.leaves.is_none()).count() as f64;
+        let serving = self
+            .processes
+            .values()
+            .filter(|one| one.starting <= 0.0 && one.leaves.is_none())
+            .count() as f64;
         // Requests in a second, were there CPUs without end.
         let most = if event_loop {
             (clients / (cpu + wait)).min(serving / cpu.max(1e-9))
@@ -245,14 +269,18 @@ impl Sim {
                 one.memory = idle;
                 // It imports, connects, and only then listens.
                 if one.starting <= 0.0 || self.bench.now < one.since + SECOND / 2 {
-                    one.starting = one.starting.max(if self.bench.now < one.since + SECOND / 2 { 1e-6 } else { 0.0 });
+                    one.starting = one.starting.max(if self.bench.now < one.since + SECOND / 2 {
+                        1e-6
+                    } else {
+                        0.0
+                    });
                 }
                 if one.starting <= 0.0 {
                     ready.push(*key);
                 }
             } else if one.leaves.is_none() {
                 let share = rate / serving.max(1.0);
-                let grown = warm * (1.0 - (-share * dt / 60.0).exp()) * (1.0 - one.warmth);
+                let grown = warm * (1.0 - (-share * dt / requests).exp()) * (1.0 - one.warmth);
                 one.warmth += grown / warm.max(1e-9);
                 one.memory += grown + if clients > 0.0 { leak * dt } else { 0.0 };
                 one.cpu += share * cpu * noise * dt;
@@ -267,9 +295,8 @@ impl Sim {
 
     fn look(&mut self) {
         let now = self.bench.now;
-        let span = now - self.looked;
+        let span = now.saturating_sub(self.looked);
         let seconds = span.as_secs_f64();
-        #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a model")]
         let bytes = |mib: f64| (mib * MIB as f64) as u64;
         let used = self.used();
         let cpu = self.cpu / seconds;
@@ -293,22 +320,27 @@ impl Sim {
         });
         let workers = workers.collect();
         let throttled = if cpu >= 0.99 * self.limits.cpus { 0.9 } else { 0.1 };
-        #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a model")]
         let waiting = self.queue.round() as u32;
         let sample = Sample {
             span,
-            memory: Some(Memory { limit: self.limits.memory, used: bytes(used), stalled: Some(0.0), hits: 0 }),
+            memory: Some(Memory {
+                limit: self.limits.memory,
+                used: bytes(used),
+                stalled: Some(0.0),
+                hits: 0,
+            }),
             cpu: Cpu { usable: self.limits.cpus, used: cpu, throttled },
             waiting: Some(waiting),
             workers,
         };
         let grows = used - self.used_before > self.mib() * 0.005 * seconds;
         let busy = cpu > 0.05 * self.limits.cpus || waiting > 0;
-        self.next_look = now + match (grows, busy) {
-            (true, _) => SECOND / 4,
-            (false, true) => SECOND,
-            (false, false) => 5 * SECOND,
-        };
+        self.next_look = now
+            + match (grows, busy) {
+                (true, _) => SECOND / 4,
+                (false, true) => SECOND,
+                (false, false) => 5 * SECOND,
+            };
         (self.looked, self.used_before, self.cpu) = (now, used, 0.0);
         self.event(Event::Measured(Box::new(sample)));
     }
@@ -330,7 +362,11 @@ impl Sim {
             let count = f64::from(workers);
             let at_once = clients.min(count);
             let used = self.limits.base + count * (idle + warm) + at_once * request;
-            let most = if event_loop { (clients / (cpu + wait)).min(count / cpu) } else { at_once / (cpu + wait) };
+            let most = if event_loop {
+                (clients / (cpu + wait)).min(count / cpu)
+            } else {
+                at_once / (cpu + wait)
+            };
             let rate = most.min(self.limits.cpus / cpu.max(1e-9));
             if used <= self.mib() * 0.92 && rate > best.1 * 1.001 {
                 best = (workers, rate);
