@@ -92,8 +92,8 @@ pub(crate) const KEYS: &[Key] = &[
     key(
         SIZING,
         "adapt",
-        "auto|off",
-        "Follow limits that change while the workers run; off: the printed number stays [default: auto]",
+        "auto|on|off",
+        "Follow limits and the workers' measured memory, up to the CPU rule; on: beyond it, while the load shows that it helps; off: the printed number stays [default: auto]",
     ),
     key(SIZING, "strict", "", "Exit with 3 where not even one worker fits"),
     key(WHAT_IF, "memory", "SIZE", "Pretend this memory limit, tighter or wider than the real one"),
@@ -159,6 +159,18 @@ pub(crate) const KEYS: &[Key] = &[
         "max-worker-age",
         "DURATION",
         "Replace each worker when it is so old, less up to a tenth, one at a time",
+    ),
+    key(
+        WORKERS,
+        "max-worker-memory",
+        "off|auto|SIZE",
+        "Replace a worker whose private memory stays above SIZE, one at a time; auto: its share [default: off]",
+    ),
+    key(
+        WORKERS,
+        "guard",
+        "on|off",
+        "Replace or give up workers when memory is about to run out, before the kernel kills [default: on]",
     ),
     key(
         WORKERS,

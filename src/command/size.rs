@@ -136,6 +136,7 @@ pub(super) fn request(
         recognised: found.map(|found| found.because.clone()),
         words: found.map(|found| found.words.clone()).unwrap_or_default(),
         runtime_env: settings.sizing.runtime_env,
+        adapt: settings.sizing.adapt,
         single_tree: settings.exec || settings.format == Format::Env,
         env: env.readable(),
     }

@@ -23,6 +23,9 @@ pub(crate) struct Status {
     pub(crate) planned: u32,
     /// Whether somebody has said another number, which stays until `scale auto`.
     pub(crate) pinned: bool,
+    /// The last change of the number by what was measured; null where the last change was another.
+    #[serde(default)]
+    pub(crate) adapted: Option<Adapted>,
     pub(crate) bound_by: String,
     /// How often the launcher's own program has been replaced.
     pub(crate) upgrades: u32,
@@ -108,10 +111,20 @@ pub(crate) struct WorkerPoint {
     pub(crate) cpu: f64,
 }
 
+/// A change of the number of workers.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(crate) struct Adapted {
+    pub(crate) from: u32,
+    pub(crate) to: u32,
+    /// In words.
+    pub(crate) why: String,
+    pub(crate) seconds_ago: f64,
+}
+
 /// The rollout that is under way.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub(crate) struct RolloutStatus {
-    /// `reload`, `restart` or `renewal`.
+    /// `reload`, `restart`, `renewal` or `recycling`.
     pub(crate) kind: String,
     /// Workers that it has still to renew.
     pub(crate) left: usize,

@@ -13,10 +13,10 @@ use super::measure::{part, round};
 use super::spawn::send;
 use super::{Config, Engine, resume, usage};
 use crate::control::{
-    self, Ask, Backend, Call, Connections, LastExit, Memory, Place, Reply, RolloutStatus, Scale,
-    SlotStatus, Socket, Status, WorkerStatus,
+    self, Adapted, Ask, Backend, Call, Connections, LastExit, Memory, Place, Reply, RolloutStatus,
+    Scale, SlotStatus, Socket, Status, WorkerStatus,
 };
-use crate::fleet::{Event, FleetView, Kind, Note, SlotView, Time, Urgency, WorkerKey};
+use crate::fleet::{Change, Event, FleetView, Kind, Note, SlotView, Time, Urgency, WorkerKey};
 use crate::sockets::{self, Share};
 
 /// Calls that wait to be answered; more than anybody makes.
@@ -142,12 +142,12 @@ impl Engine {
         let wanted = match scale {
             Scale::To(workers) => workers,
             Scale::By(more) => before.saturating_add_signed(more),
-            Scale::Auto => self.config.sized.workers,
+            Scale::Auto => self.config.sized.bounds.workers,
         };
         if scale == Scale::Auto {
             // What was learnt is forgotten, too.
-            self.oom.most = None;
-            self.tell(Event::Planned { workers: wanted, at_once: true });
+            let bounds = self.config.sized.bounds;
+            self.tell(Event::Planned { bounds, at_once: true });
             self.tell(Event::Free);
         } else {
             self.tell(Event::ResizeTo(wanted));
@@ -293,6 +293,7 @@ impl Engine {
             target: view.target,
             planned: view.planned,
             pinned: view.pinned,
+            adapted: view.change.and_then(|change| adapted(change, now)),
             upgrades: self.upgrades,
             upgrade_error: self.upgrade_error.clone(),
             bound_by: self.config.sized.bound_by.name().to_owned(),
@@ -302,6 +303,13 @@ impl Engine {
             vacant: vacant.collect(),
         }
     }
+}
+
+/// The last change that was made by what was measured.
+fn adapted(change: Change, now: Time) -> Option<Adapted> {
+    let Change { at, from, to, why } = change;
+    let why = super::reasons::why(why?);
+    Some(Adapted { from, to, why, seconds_ago: seconds(now.saturating_sub(at)) })
 }
 
 fn rollout(view: &FleetView) -> Option<RolloutStatus> {

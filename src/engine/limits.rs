@@ -16,8 +16,8 @@ use tracing::{debug, info, warn};
 use super::timer::{Timer, drained};
 use super::until;
 use super::watch::watch;
-use super::{Adapt, Engine, Renewed};
-use crate::fleet::{Event, Kind, LASTS};
+use super::{Engine, Renewed};
+use crate::fleet::{Adapt, Event, Kind, LASTS};
 use crate::probe::{Host, limit_files};
 
 /// Between two looks where nothing tells of itself.
@@ -25,6 +25,8 @@ const EVERY: Duration = Duration::from_secs(5);
 
 /// What is watched, and when the next look is due.
 pub(super) struct Limits {
+    /// Whether the number of workers moves with them.
+    follows: bool,
     watched: Option<Watched>,
     /// Ticks where nothing tells of itself; none where the number is to stay.
     clock: Option<Timer>,
@@ -41,10 +43,11 @@ struct Watched {
 }
 
 impl Limits {
-    pub(super) fn new(adapt: Adapt) -> Self {
-        let follows = adapt == Adapt::Auto;
-        let clock = follows.then(|| Timer::every(EVERY)).flatten();
-        Self { watched: None, clock, renew_at: None, failed: None }
+    /// `looks`: somebody goes by the clock, also where nothing follows the limits.
+    pub(super) fn new(adapt: Adapt, looks: bool) -> Self {
+        let follows = adapt != Adapt::Off;
+        let clock = (follows || looks).then(|| Timer::every(EVERY)).flatten();
+        Self { follows, watched: None, clock, renew_at: None, failed: None }
     }
 
     /// Returns when there is something to look at.
@@ -84,6 +87,9 @@ impl Watched {
 impl Engine {
     /// Computes again, and follows where that leads elsewhere.
     pub(super) fn look_at_limits(&mut self) {
+        if !self.limits.follows {
+            return;
+        }
         let now = Instant::now();
         // The first time, since who lives shorter need not pay for it (an end of watching costs the kernel
         // milliseconds); and after a move to another group.
@@ -119,9 +125,6 @@ impl Engine {
             return;
         }
         let less = renewed.sized.budget < before.budget;
-        if renewed.sized.budget > before.budget {
-            self.oom.most = None;
-        }
         let told = renewed.sized.runtime != before.runtime;
         let workers = renewed.sized.workers;
         info!(
@@ -142,7 +145,7 @@ impl Engine {
             self.limits.renew_at = Some(if less { now } else { now + LASTS });
         }
         debug!(event = "limits", told, less, "running workers are told: {told}");
-        let workers = self.oom.most.map_or(workers, |most| workers.min(most));
-        self.tell(Event::Planned { workers, at_once: false });
+        let bounds = self.config.sized.bounds;
+        self.tell(Event::Planned { bounds, at_once: false });
     }
 }

@@ -20,7 +20,6 @@ use std::time::Duration;
 
 use nix::time::{ClockId, clock_gettime};
 
-use super::Adapt;
 use super::timer::Timer;
 use crate::fleet::{Cpu, Measured, Memory, Sample, Time, WorkerKey};
 use crate::probe::{Gauge, Host, Reading};
@@ -94,9 +93,9 @@ struct Subject<'a> {
 }
 
 impl Measure {
-    pub(super) fn new(adapt: Adapt) -> Self {
+    pub(super) fn new(wanted: bool) -> Self {
         Self {
-            wanted: adapt != Adapt::Off,
+            wanted,
             host: Host::live(),
             gauge: None,
             notices: Notices::default(),

@@ -1,16 +1,29 @@
 //! What is asked of the fleet: another size, a stop.
 
 use super::messages::{Action, Note, Urgency};
+use super::why::Why;
 use super::worker::{SlotState, Time, WorkerKey};
 use super::{Ending, Fleet, SAME_STOP};
 
 impl Fleet {
-    pub(super) fn resize(&mut self, now: Time, workers: u32, actions: &mut Vec<Action>) {
+    /// `why`: what was measured, where that is what asks for it.
+    pub(super) fn resize(
+        &mut self,
+        now: Time,
+        workers: u32,
+        why: Option<Why>,
+        actions: &mut Vec<Action>,
+    ) {
         let workers = workers.clamp(self.policy.least, self.policy.most);
         if self.ending.is_some() || workers == self.target {
             return;
         }
-        actions.push(Action::Say(Note::Resized { from: self.target, to: workers }));
+        let (from, to) = (self.target, workers);
+        actions.push(Action::Say(match why {
+            Some(why) => Note::Adapted { from, to, why },
+            None => Note::Resized { from, to },
+        }));
+        self.learnt.changed(now, from, to, why);
         self.target = workers;
         let mut leaving = Vec::new();
         let mut gone = Vec::new();

@@ -30,6 +30,12 @@ pub(crate) fn status(status: &Status) -> String {
     if let Some(rollout) = &status.rollout {
         let _ = writeln!(text, "{} under way, {} to go", rollout.kind, rollout.left);
     }
+    if let Some(adapted) = &status.adapted {
+        let (from, to, why) = (adapted.from, adapted.to, &adapted.why);
+        let ago = short(adapted.seconds_ago);
+        let line = format!("{to} instead of {from} since {ago}: {}", printable(why));
+        let _ = writeln!(text, "{}", cut(&line, 80));
+    }
     let _ = writeln!(
         text,
         "\n{:>4} {:>7} {:8} {:>7} {:>8} {:>8} {:>8} {:>4} {:>4}  LAST EXIT",
@@ -188,6 +194,7 @@ mod tests {
             target: 1000,
             planned: 4,
             pinned: false,
+            adapted: None,
             bound_by: "memory".to_owned(),
             upgrades: 0,
             upgrade_error: None,
