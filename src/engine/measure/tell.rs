@@ -84,7 +84,7 @@ impl Engine {
             held: sharing.held(),
             active: &active,
             usable: config.sized.cpus,
-            told: config.sized.told,
+            told: config.sized.told.clone(),
         };
         let sample = self.measure.look(now, &subject);
         self.measure.look_exactly(now, &subject.workers);
@@ -113,7 +113,7 @@ impl Engine {
                 id: running.slot,
                 pid: running.pid.as_raw(),
                 seconds_ago: ago(now, at),
-                private_bytes: point.private,
+                private_bytes: u64::from(point.private_kib) << 10,
                 cpu: round(f64::from(point.cpu)),
             })
         });
