@@ -26,9 +26,9 @@ impl Engine {
             return;
         }
         self.look_at_use();
-        let Measure { notices, gauge, host, .. } = &mut self.measure;
-        if let Some(gauge) = gauge {
-            notices.arm(host, gauge);
+        let Measure { notices, gauge, last, .. } = &mut self.measure;
+        if let (Some(gauge), Some(last)) = (gauge, last) {
+            notices.arm(gauge.notices(&last.reading));
         }
     }
 
