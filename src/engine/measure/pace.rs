@@ -16,8 +16,10 @@ const SOON: f64 = 10.0;
 const NOTHING: f64 = 0.05;
 /// Growth that counts, as a share of the limit and in each second: the rest is noise.
 const MOVES: f64 = 0.002;
-/// A share of time in which tasks stood still that is nothing: the machine's own, mostly.
+/// A share of time in which tasks stood still that is nothing, and the share of free room with which it says
+/// nothing of us: the machine's own pressure comes from others, mostly.
 const STALLED: f64 = 0.01;
+const PLENTY: f64 = 0.25;
 /// A look costs this share of one CPU at most, and this much where it is urgent.
 pub(super) const COST: u32 = 200;
 const URGENT_COST: u32 = 50;
@@ -47,7 +49,7 @@ pub(super) fn next(
         || sample.waiting.is_some_and(|waiting| waiting > 0)
         || gone_in(NEAR)
         || memory.hits > 0
-        || memory.stalled.is_some_and(|stalled| stalled > STALLED);
+        || (memory.stalled.is_some_and(|stalled| stalled > STALLED) && room < limit * PLENTY);
     happens.then(|| ACTIVE.max(cost * COST))
 }
 
@@ -85,12 +87,12 @@ mod tests {
     fn something_happens() {
         let busy = Sample { cpu: Cpu { used: 0.2, ..Cpu::default() }, ..sample(100) };
         let queue = Sample { waiting: Some(1), ..sample(100) };
-        let stalled = Memory { stalled: Some(0.02), ..memory(100) };
-        let stalled = Sample { memory: Some(stalled), ..sample(100) };
+        let stalled = Memory { stalled: Some(0.02), ..memory(400) };
+        let stalled = Sample { memory: Some(stalled), ..sample(400) };
         let hit = Memory { hits: 1, ..memory(100) };
         let hit = Sample { memory: Some(hit), ..sample(100) };
         for (sample, before) in
-            [(busy, 100), (queue, 100), (stalled, 100), (hit, 100), (sample(304), 300)]
+            [(busy, 100), (queue, 100), (stalled, 400), (hit, 100), (sample(304), 300)]
         {
             assert_eq!(pace(&sample, before), Some(ACTIVE), "{sample:?}");
         }

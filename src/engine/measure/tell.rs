@@ -12,7 +12,7 @@ use crate::fleet::{Event, Sample, Time, WorkerKey};
 use crate::sockets::Share;
 
 /// A start is recent for so long.
-const YOUNG: Duration = Duration::from_secs(5);
+const YOUNG: Duration = Duration::from_secs(3);
 /// A status that is asked for where nobody looks: not twice within this.
 const FRESH: Duration = Duration::from_millis(200);
 /// The longest rest after a look that cost much.
