@@ -86,10 +86,10 @@ impl Sized {
     pub(super) fn orders(&self, settings: &Settings) -> engine::Sized {
         let plan = &self.plan;
         let Resources { memory, cpu, tasks, .. } = &plan.resources;
-        let pretended = settings.what_if.memory.as_ref().map(|memory| memory.value);
-        // A file has an absolute path.
-        let by_platform = memory.limit.as_ref().filter(|limit| !limit.source.starts_with('/'));
-        let told = pretended.or(by_platform.map(|limit| limit.value));
+        // A file has an absolute path; what pretends may itself come from one.
+        let is_told = settings.what_if.memory.is_some();
+        let told = memory.limit.as_ref().filter(|limit| is_told || !limit.source.starts_with('/'));
+        let told = told.map(|limit| (limit.value, limit.source.clone()));
         let memory = memory.limit.as_ref().or(memory.ram.as_ref());
         let from = |source: Option<&String>| {
             source.map(|source| format!(" ({source})")).unwrap_or_default()

@@ -109,8 +109,8 @@ pub(crate) struct Sized {
     pub(crate) limits: Vec<String>,
     /// CPUs that may be used.
     pub(crate) cpus: f64,
-    /// A limit of memory that no file tells, bytes: by the environment of a platform, or by `--memory`.
-    pub(crate) told: Option<u64>,
+    /// A limit of memory that no file tells, bytes, and what does: the environment of a platform, `--memory`.
+    pub(crate) told: Option<(u64, String)>,
     /// Memory of all workers together, bytes.
     pub(crate) budget: Option<u64>,
     /// What was used when nothing of ours ran.

@@ -88,8 +88,8 @@ struct Subject<'a> {
     active: &'a dyn Fn(WorkerKey) -> Option<u32>,
     /// CPUs that may be used.
     usable: f64,
-    /// A limit that no file tells: by the environment of a platform, or by `--memory`.
-    told: Option<u64>,
+    /// A limit that no file tells, and what does.
+    told: Option<(u64, String)>,
 }
 
 impl Measure {
@@ -184,7 +184,8 @@ impl Measure {
             used: workers.iter().map(|worker| worker.cpu).sum(),
             throttled: before.map_or(0.0, |before| reading.throttled_since(before)),
         };
-        let (memory, source) = memory(&reading, before, span, subject.told, &workers).unzip();
+        let (memory, source) =
+            memory(&reading, before, span, subject.told.clone(), &workers).unzip();
         let sample = Sample { span, memory, cpu, waiting, workers };
         self.points.add(
             now,
@@ -227,14 +228,14 @@ fn memory(
     reading: &Reading,
     before: Option<&Reading>,
     span: Duration,
-    told: Option<u64>,
+    told: Option<(u64, String)>,
     workers: &[Measured],
 ) -> Option<(Memory, String)> {
     let tightest = reading.tightest().map(|level| (level.limit, level.used, level.source.clone()));
-    let told = told.map(|limit| {
+    let told = told.map(|(limit, source)| {
         let private: u64 = workers.iter().map(|worker| worker.private).sum();
         let shared = workers.iter().map(|worker| worker.shared).max().unwrap_or(0);
-        (limit, private.saturating_add(shared), "what was told of it".to_owned())
+        (limit, private.saturating_add(shared), source)
     });
     let room = |(limit, used, _): &(u64, u64, String)| limit.saturating_sub(*used);
     let (limit, used, source) = tightest.into_iter().chain(told).min_by_key(room)?;
@@ -246,4 +247,63 @@ fn memory(
 /// That this thread has used.
 fn cpu_time() -> Duration {
     clock_gettime(ClockId::CLOCK_THREAD_CPUTIME_ID).map_or(Duration::ZERO, Duration::from)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MIB: u64 = 1 << 20;
+
+    fn reading(used: u64) -> Reading {
+        let used = (used << 10).to_string();
+        let host = Host::from_files([
+            ("/proc/self/cgroup", "0::/\n"),
+            ("/proc/self/mountinfo", "1 0 0:1 / /sys/fs/cgroup rw - cgroup2 cgroup2 rw\n"),
+            ("/proc/meminfo", "MemTotal: 8388608 kB\nMemAvailable: 8000000 kB\n"),
+            ("/sys/fs/cgroup/memory.max", "536870912\n"),
+            ("/sys/fs/cgroup/memory.current", &format!("{used}000")),
+            ("/sys/fs/cgroup/memory.pressure", &format!("some avg10=0.00 total={used}\n")),
+        ]);
+        Gauge::find(&host).read(&host)
+    }
+
+    fn worker(private: u64, shared: u64) -> Measured {
+        Measured {
+            worker: WorkerKey(1),
+            private: private * MIB,
+            peak: private * MIB,
+            shared: shared * MIB,
+            cpu: 0.0,
+            busiest: 0.0,
+            delayed: 0.0,
+            active: None,
+        }
+    }
+
+    #[test]
+    fn a_limit_that_was_told_counts_the_workers_and_shared_pages_once() {
+        let workers = [worker(40, 30), worker(50, 20)];
+        let span = Duration::from_secs(1);
+        let look = |told: Option<u64>| {
+            let told = told.map(|limit| (limit * MIB, "flag:--memory".to_owned()));
+            memory(&reading(200), None, span, told, &workers).unwrap()
+        };
+        let (of_the_group, source) = look(None);
+        assert_eq!((of_the_group.limit, source.as_str()), (512 * MIB, "/sys/fs/cgroup/memory.max"));
+        let (tighter, source) = look(Some(128));
+        assert_eq!((tighter.limit, tighter.used), (128 * MIB, 120 * MIB));
+        assert_eq!(source, "flag:--memory");
+        // A wish changes nothing of what the kernel does.
+        assert_eq!(look(Some(4096)).0, of_the_group);
+    }
+
+    #[test]
+    fn what_has_no_look_before_it_has_no_rates() {
+        let span = Duration::from_secs(1);
+        let (first, second) = (reading(100), reading(200));
+        assert_eq!(memory(&first, None, Duration::ZERO, None, &[]).unwrap().0.stalled, None);
+        let (found, _) = memory(&second, Some(&first), span, None, &[]).unwrap();
+        assert_eq!((found.stalled, found.hits), (Some(0.1024), 0));
+    }
 }

@@ -27,6 +27,8 @@ pub(crate) struct Gauge {
     cpu: Option<Place>,
     /// `memory.pressure` of our group; none where the machine's has to do.
     pressure: Option<PathBuf>,
+    /// v2: the files that are written to when a limit is hit.
+    events: Vec<PathBuf>,
 }
 
 /// One look; the counters count from the beginning of time.
@@ -51,6 +53,8 @@ pub(crate) struct Level {
     pub(crate) used: u64,
     /// The file of the limit.
     pub(crate) source: String,
+    /// Of the group; none for the machine.
+    dir: Option<PathBuf>,
 }
 
 impl Level {
@@ -84,7 +88,10 @@ impl Gauge {
         // Also where memory is limited by v1: tasks are counted where they are in v2's tree.
         let group = unified(host, &ours, &mounts).map(|dir| dir.join("memory.pressure"));
         let pressure = group.filter(|file| host.read(file).is_ok());
-        Self { membership, memory, cpu, pressure }
+        let v2 = memory.iter().filter(|place| place.version == Version::V2);
+        let events = v2.flat_map(|place| &place.chain).map(|dir| dir.join("memory.events"));
+        let events = events.filter(|file| host.exists(file)).collect();
+        Self { membership, memory, cpu, pressure, events }
     }
 
     /// Whether we are in other groups by now, where nothing that was counted before compares.
@@ -103,17 +110,14 @@ impl Gauge {
         levels.retain(|level| ram.as_ref().is_none_or(|ram| level.limit < ram.value));
         if let (Some(ram), Some(free)) = (ram, machine.available) {
             let used = ram.value.saturating_sub(free);
-            levels.push(Level { limit: ram.value, used, source: ram.source });
+            levels.push(Level { limit: ram.value, used, source: ram.source, dir: None });
         }
-        let dirs = |place: &Option<Place>| {
-            place.as_ref().map(|place| place.chain.clone()).unwrap_or_default()
-        };
         let stall = host.read(self.pressure_file()).ok();
         Reading {
             levels,
             stalled: stall.and_then(|text| stalled(&text)),
-            hits: dirs(&self.memory).iter().map(|dir| hits(host, dir)).collect(),
-            periods: dirs(&self.cpu).iter().map(|dir| periods(host, dir)).collect(),
+            hits: self.memory.iter().flat_map(|place| hits(host, place)).collect(),
+            periods: self.cpu.iter().flat_map(|place| periods(host, place)).collect(),
         }
     }
 
@@ -121,31 +125,17 @@ impl Gauge {
         self.pressure.as_deref().unwrap_or(Path::new(PRESSURE))
     }
 
-    /// What can tell of itself; `levels` as the last look found them.
-    pub(crate) fn notices(&self, host: &Host) -> Notices {
-        let mut found = Notices { pressure: self.pressure_file().to_owned(), ..Notices::default() };
-        let Some(place) = &self.memory else { return found };
-        match place.version {
-            Version::V2 => {
-                let files = place.chain.iter().map(|dir| dir.join("memory.events"));
-                found.events = files.filter(|file| host.exists(file)).collect();
-            }
-            Version::V1 => {
-                let mut reader = Reader { host, warnings: Vec::new() };
-                let mut machine = Machine::default();
-                machine.probe_memory(&mut reader);
-                let most = machine.memory.map_or(u64::MAX, |ram| ram.value);
-                let levels = reader.memory(place);
-                found.thresholds = levels
-                    .iter()
-                    .filter_map(|level| {
-                        Some((PathBuf::from(&level.dir), level.limit.as_ref()?.value))
-                    })
-                    .filter(|(_, limit)| *limit < most)
-                    .collect();
-            }
+    /// What can tell of itself, by what the last look found.
+    pub(crate) fn notices(&self, last: &Reading) -> Notices {
+        let v1 = self.memory.as_ref().is_some_and(|place| place.version == Version::V1);
+        let levels = last.levels.iter().filter(|_| v1);
+        Notices {
+            pressure: self.pressure_file().to_owned(),
+            events: self.events.clone(),
+            thresholds: levels
+                .filter_map(|level| Some((level.dir.clone()?, level.limit)))
+                .collect(),
         }
-        found
     }
 }
 
@@ -155,23 +145,30 @@ fn level(level: &MemoryLevel) -> Option<Level> {
     let high = level.high.as_ref().map(|high| (high.value / 20 * 19, &high.source));
     let hard = level.limit.as_ref().map(|limit| (limit.value, &limit.source));
     let (limit, source) = hard.into_iter().chain(high).min_by_key(|(limit, _)| *limit)?;
-    Some(Level { limit, used: level.working_set(), source: source.clone() })
+    let dir = Some(PathBuf::from(&level.dir));
+    Some(Level { limit, used: level.working_set(), source: source.clone(), dir })
 }
 
 /// v2 counts a level's own hits apart from those of the groups below since 5.2.
-fn hits(host: &Host, dir: &Path) -> u64 {
-    let read = |name: &str| host.read(&dir.join(name)).ok();
-    if let Some(events) = read("memory.events.local").or_else(|| read("memory.events")) {
+fn hits(host: &Host, place: &Place) -> impl Iterator<Item = u64> {
+    place.chain.iter().map(|dir| {
+        let read = |name: &str| host.read(&dir.join(name)).ok();
+        if place.version == Version::V1 {
+            return read("memory.failcnt").and_then(|text| number(trim(&text))).unwrap_or(0);
+        }
+        let events = read("memory.events.local").or_else(|| read("memory.events"));
+        let events = events.unwrap_or_default();
         let count = |key| keyed(&events, key).unwrap_or(0);
-        return count("max").saturating_add(count("high"));
-    }
-    read("memory.failcnt").and_then(|text| number(trim(&text))).unwrap_or(0)
+        count("max").saturating_add(count("high"))
+    })
 }
 
-fn periods(host: &Host, dir: &Path) -> (u64, u64) {
-    let text = host.read(&dir.join("cpu.stat")).unwrap_or_default();
-    let count = |key| keyed(&text, key).unwrap_or(0);
-    (count("nr_periods"), count("nr_throttled"))
+fn periods(host: &Host, place: &Place) -> impl Iterator<Item = (u64, u64)> {
+    place.chain.iter().map(|dir| {
+        let text = host.read(&dir.join("cpu.stat")).unwrap_or_default();
+        let count = |key| keyed(&text, key).unwrap_or(0);
+        (count("nr_periods"), count("nr_throttled"))
+    })
 }
 
 /// `total=` of the line `some`, microseconds (the kernel's `accounting/psi.rst`).
@@ -271,7 +268,7 @@ mod tests {
         assert_eq!(reading.stalled, Some(Duration::from_millis(1500)));
         assert_eq!(reading.hits, [32, 0, 0]);
         assert_eq!(reading.periods[..2], [(1000, 100), (0, 0)]);
-        let notices = gauge.notices(&host);
+        let notices = gauge.notices(&reading);
         assert_eq!(notices.pressure, Path::new("/sys/fs/cgroup/pod/web/memory.pressure"));
         assert_eq!(notices.events, [Path::new("/sys/fs/cgroup/pod/web/memory.events")]);
         assert_eq!(notices.thresholds, []);
@@ -337,7 +334,7 @@ mod tests {
         assert_eq!((reading.hits[0], reading.periods[0]), (12, (10, 4)));
         assert_eq!(reading.stalled, Some(Duration::from_micros(5)));
         let dir = PathBuf::from("/sys/fs/cgroup/memory/box");
-        assert_eq!(gauge.notices(&host).thresholds, [(dir, 256 * MIB)]);
+        assert_eq!(gauge.notices(&reading).thresholds, [(dir, 256 * MIB)]);
     }
 
     #[test]

@@ -18,6 +18,7 @@ use nix::sys::stat::{Mode, SFlag, fstat};
 
 /// No file the probe reads is anywhere near this long; what is longer was not written by a kernel.
 const MAX_FILE: u64 = 16 << 20;
+const USUAL_FILE: usize = 4 << 10;
 
 /// Where facts come from: this machine, or a folder that holds its `/proc` and `/sys`.
 #[derive(Debug)]
@@ -134,9 +135,8 @@ impl Host {
             SFlag::S_IFDIR => return Err(io::Error::from(io::ErrorKind::IsADirectory)),
             _ => return Err(io::Error::new(io::ErrorKind::InvalidInput, "not a regular file")),
         }
-        // Nearly all of them are smaller, and say nothing of their size: the buffer would grow in steps, a call
-        // for each.
-        let mut content = Vec::with_capacity(4096);
+        // Nearly all of them fit, and are read by one call.
+        let mut content = Vec::with_capacity(USUAL_FILE);
         File::from(fd).take(MAX_FILE).read_to_end(&mut content)?;
         Ok(content)
     }

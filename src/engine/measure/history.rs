@@ -6,15 +6,15 @@ use std::time::Duration;
 
 use crate::fleet::Time;
 
-/// Between two points that are kept.
-const SPACING: Duration = Duration::from_secs(5);
+/// Between two points that are kept, in tenths of a second.
+const SPACING: u32 = 50;
 /// Five minutes.
 const POINTS: usize = 60;
 
-/// The last points, oldest first.
+/// The last points, oldest first, with their times in tenths of a second: there are as many as workers.
 #[derive(Debug)]
 pub(super) struct Points<T> {
-    points: VecDeque<(Time, T)>,
+    points: VecDeque<(u32, T)>,
 }
 
 impl<T: Copy> Points<T> {
@@ -24,8 +24,9 @@ impl<T: Copy> Points<T> {
 
     /// Keeps a point, unless the last one that is kept is recent.
     pub(super) fn add(&mut self, now: Time, point: T) {
+        let now = u32::try_from(now.as_millis() / 100).unwrap_or(u32::MAX);
         // Looks come a little early or late.
-        let due = |at: &(Time, T)| now + SPACING / 10 >= at.0 + SPACING;
+        let due = |at: &(u32, T)| now.saturating_sub(at.0) >= SPACING - SPACING / 10;
         if !self.points.back().is_none_or(due) {
             return;
         }
@@ -36,7 +37,8 @@ impl<T: Copy> Points<T> {
     }
 
     pub(super) fn iter(&self) -> impl Iterator<Item = (Time, T)> {
-        self.points.iter().copied()
+        let time = |tenths: u32| Duration::from_millis(u64::from(tenths) * 100);
+        self.points.iter().map(move |(at, point)| (time(*at), *point))
     }
 }
 

@@ -19,7 +19,7 @@ use tokio::io::unix::AsyncFd;
 
 use super::super::timer::drain;
 use super::super::watch::watch;
-use crate::probe::{Gauge, Host, Notices as Wanted};
+use crate::probe::Notices as Wanted;
 
 /// A task stood still for 150 ms within 2 s: the window that needs no privilege (`accounting/psi.rst`).
 const TRIGGER: &[u8] = b"some 150000 2000000\0";
@@ -57,8 +57,7 @@ impl Notice {
 
 impl Notices {
     /// Asks for what there is, anew where limits or groups have changed; and lets those speak again that have.
-    pub(super) fn arm(&mut self, host: &Host, gauge: &Gauge) {
-        let wanted = gauge.notices(host);
+    pub(super) fn arm(&mut self, wanted: Wanted) {
         if self.wanted.as_ref() != Some(&wanted) {
             *self = Self {
                 pressure: pressure(&wanted.pressure),

@@ -8,12 +8,18 @@ use crate::fleet::{Memory, Sample};
 const ACTIVE: Duration = Duration::from_secs(1);
 /// While memory runs out.
 const URGENT: Duration = Duration::from_millis(250);
-/// Room that would be gone so soon makes it urgent.
+/// Room that would be gone in so many seconds is worth a look, and urgent. What else moves in a machine that
+/// has plenty is nothing to us; memory of our own does not grow without CPU.
+const NEAR: f64 = 60.0;
 const SOON: f64 = 10.0;
 /// CPUs of all workers together that are nothing.
 const NOTHING: f64 = 0.05;
-/// A change of memory that counts, as a share of the limit and in each second.
+/// Growth that counts, as a share of the limit and in each second: the rest is noise.
 const MOVES: f64 = 0.002;
+/// A share of time in which tasks stood still that is nothing, and the share of free room with which it says
+/// nothing of us: the machine's own pressure comes from others, mostly.
+const STALLED: f64 = 0.01;
+const PLENTY: f64 = 0.25;
 /// A look costs this share of one CPU at most, and this much where it is urgent.
 pub(super) const COST: u32 = 200;
 const URGENT_COST: u32 = 50;
@@ -34,16 +40,16 @@ pub(super) fn next(
         .map_or(0.0, |before| (memory.used as f64 - before.used as f64) / span);
     #[expect(clippy::cast_precision_loss, reason = "a share")]
     let (limit, room) = (memory.limit as f64, memory.limit.saturating_sub(memory.used) as f64);
-    // Noise of small boxes is no growth.
-    if growth > limit * MOVES && room < growth * SOON {
+    let gone_in = |seconds: f64| growth > limit * MOVES && room < growth * seconds;
+    if gone_in(SOON) {
         return Some(URGENT.max(cost * URGENT_COST));
     }
     let happens = young
         || sample.cpu.used > NOTHING
         || sample.waiting.is_some_and(|waiting| waiting > 0)
-        || growth.abs() > limit * MOVES
+        || gone_in(NEAR)
         || memory.hits > 0
-        || memory.stalled.is_some_and(|stalled| stalled > 0.0);
+        || (memory.stalled.is_some_and(|stalled| stalled > STALLED) && room < limit * PLENTY);
     happens.then(|| ACTIVE.max(cost * COST))
 }
 
@@ -81,18 +87,13 @@ mod tests {
     fn something_happens() {
         let busy = Sample { cpu: Cpu { used: 0.2, ..Cpu::default() }, ..sample(100) };
         let queue = Sample { waiting: Some(1), ..sample(100) };
-        let stalled = Memory { stalled: Some(0.01), ..memory(100) };
-        let stalled = Sample { memory: Some(stalled), ..sample(100) };
+        let stalled = Memory { stalled: Some(0.02), ..memory(400) };
+        let stalled = Sample { memory: Some(stalled), ..sample(400) };
         let hit = Memory { hits: 1, ..memory(100) };
         let hit = Sample { memory: Some(hit), ..sample(100) };
-        for (sample, before) in [
-            (busy, 100),
-            (queue, 100),
-            (stalled, 100),
-            (hit, 100),
-            (sample(104), 100),
-            (sample(96), 100),
-        ] {
+        for (sample, before) in
+            [(busy, 100), (queue, 100), (stalled, 400), (hit, 100), (sample(304), 300)]
+        {
             assert_eq!(pace(&sample, before), Some(ACTIVE), "{sample:?}");
         }
         assert_eq!(next(&sample(100), None, true, Duration::ZERO), Some(ACTIVE));
@@ -103,6 +104,7 @@ mod tests {
         // 60 MiB are left and 10 came in a second.
         assert_eq!(pace(&sample(452), 442), Some(URGENT));
         assert_eq!(pace(&sample(300), 290), Some(ACTIVE));
+        assert_eq!(pace(&sample(300), 298), None);
         // Less than a MiB in each second is no growth, however little is left.
         assert_eq!(pace(&sample(511), 511), None);
         // Another limit: nothing can be said of growth.

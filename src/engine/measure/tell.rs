@@ -12,7 +12,7 @@ use crate::fleet::{Event, Sample, Time, WorkerKey};
 use crate::sockets::Share;
 
 /// A start is recent for so long.
-const YOUNG: Duration = Duration::from_secs(5);
+const YOUNG: Duration = Duration::from_secs(3);
 /// A status that is asked for where nobody looks: not twice within this.
 const FRESH: Duration = Duration::from_millis(200);
 /// The longest rest after a look that cost much.
@@ -26,9 +26,9 @@ impl Engine {
             return;
         }
         self.look_at_use();
-        let Measure { notices, gauge, host, .. } = &mut self.measure;
-        if let Some(gauge) = gauge {
-            notices.arm(host, gauge);
+        let Measure { notices, gauge, last, .. } = &mut self.measure;
+        if let (Some(gauge), Some(last)) = (gauge, last) {
+            notices.arm(gauge.notices(&last.reading));
         }
     }
 
@@ -84,7 +84,7 @@ impl Engine {
             held: sharing.held(),
             active: &active,
             usable: config.sized.cpus,
-            told: config.sized.told,
+            told: config.sized.told.clone(),
         };
         let sample = self.measure.look(now, &subject);
         self.measure.look_exactly(now, &subject.workers);
@@ -113,7 +113,7 @@ impl Engine {
                 id: running.slot,
                 pid: running.pid.as_raw(),
                 seconds_ago: ago(now, at),
-                private_bytes: point.private,
+                private_bytes: u64::from(point.private_kib) << 10,
                 cpu: round(f64::from(point.cpu)),
             })
         });

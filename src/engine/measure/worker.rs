@@ -25,7 +25,7 @@ pub(super) struct Worker {
 /// One moment.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Point {
-    pub(super) private: u64,
+    pub(super) private_kib: u32,
     pub(super) cpu: f32,
 }
 
@@ -70,8 +70,9 @@ impl Worker {
         // A worker that has just come is no older than this look.
         self.sizes.add(private, if self.looks > 0 { span } else { Duration::ZERO });
         self.looks = self.looks.saturating_add(1);
+        let private_kib = u32::try_from(private >> 10).unwrap_or(u32::MAX);
         #[expect(clippy::cast_possible_truncation, reason = "for a curve")]
-        self.points.add(now, Point { private, cpu: group.cpu as f32 });
+        self.points.add(now, Point { private_kib, cpu: group.cpu as f32 });
         let measured = Measured {
             worker,
             private,
