@@ -72,8 +72,10 @@ pub(super) struct Learnt {
     idle_since: Option<Time>,
     /// For how long it has to be idle, doubled where that was too hasty.
     idle_for: Duration,
-    /// No more than this, for the sake of memory.
+    /// What was given up for memory.
     pub(super) cap: Option<Cap>,
+    /// With more than this the kernel has killed one; stays until there is more memory, or somebody asks.
+    pub(super) killed_above: Option<u32>,
     /// How often workers were given up for memory, and when.
     pub(super) cuts: u32,
     pub(super) cut_at: Option<Time>,
@@ -101,6 +103,7 @@ impl Learnt {
             idle_since: None,
             idle_for: IDLE,
             cap: None,
+            killed_above: None,
             cuts: 0,
             cut_at: None,
             last_cut: None,
@@ -109,6 +112,11 @@ impl Learnt {
             churn: 0,
             told_no_room: false,
         }
+    }
+
+    /// No more than this, for the sake of memory.
+    pub(super) fn most(&self) -> Option<u32> {
+        self.cap.map(|cap| cap.most).into_iter().chain(self.killed_above).min()
     }
 
     pub(super) fn changed(&mut self, at: Time, from: u32, to: u32, why: Option<Why>) {
@@ -201,7 +209,7 @@ impl Fleet {
         let pressed = looks.iter().rev().take(3).filter(|look| look.is_pressed()).count() >= 2;
         let pressed = pressed && last.is_pressed();
         let full = last.is_full() || load.used >= FULL * last.usable;
-        let capped = self.learnt.cap.is_some_and(|cap| cap.most <= self.target);
+        let capped = self.learnt.most().is_some_and(|most| most <= self.target);
         if pressed && !full {
             let each = load.used / f64::from(self.target.max(1));
             self.learnt.capacity =
