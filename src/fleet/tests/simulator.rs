@@ -145,7 +145,7 @@ impl Sim {
         self.bench.fleet.target()
     }
 
-    fn event(&mut self, event: Event) {
+    pub(super) fn event(&mut self, event: Event) {
         let mut events = vec![event];
         while let Some(event) = events.pop() {
             for action in self.bench.fleet.step(self.bench.now, event) {
@@ -182,10 +182,25 @@ impl Sim {
                 events.push(Event::Renew { kind: Kind::Grown, slot: Some(slot), surge });
             }
             Action::Say(note @ (Note::Adapted { .. } | Note::Resized { .. })) => {
+                self.promise(note);
                 self.changes.push((now, note));
             }
             _ => {}
         }
+    }
+
+    /// Never above what measured memory allows: all at once with their peaks, and as many more as the largest. A look
+    /// does not meet all requests, so it is not exact.
+    fn promise(&self, note: Note) {
+        let Note::Adapted { from, to, why } = note else { return };
+        if to <= from {
+            return;
+        }
+        let shown = |one: &Process| one.peak.max(one.memory);
+        let largest = self.processes.values().map(shown).fold(0.0, f64::max);
+        let all = self.limits.base + self.processes.values().map(shown).sum::<f64>();
+        let then = all + f64::from(to - from) * largest;
+        assert!(then <= self.mib() * 0.93, "{then} MiB by {from} -> {to}: {why:?}");
     }
 
     fn mib(&self) -> f64 {
