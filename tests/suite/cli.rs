@@ -84,7 +84,7 @@ fn bad_values_are_named_with_their_origin_and_what_is_accepted() {
     refused(&["--cpus", "nan"], &[], &["\"nan\""]);
     refused(&["--grace", "5"], &[], &["\"5\"", "500ms"]);
     refused(&["--stop-signal", "STOP"], &[], &["\"STOP\"", "TERM"]);
-    refused(&["--adapt", "more"], &[], &["\"more\"", "--adapt", "auto|on|off"]);
+    refused(&["--adapt", "more"], &[], &["\"more\"", "--adapt", "auto, on, off"]);
     refused(&["--guard", "yes"], &[], &["\"yes\"", "--guard"]);
     refused(&["--max-worker-memory", "0"], &[], &["\"0\"", "512M", "auto"]);
     refused(&["--restart", "often"], &[], &["\"often\"", "on-failure"]);
