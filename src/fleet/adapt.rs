@@ -28,6 +28,8 @@ const SLOWLY: Duration = Duration::from_secs(10);
 const AIM: f64 = 0.95;
 /// A step has helped where this part of it came to be used.
 const HELPS: f64 = 0.2;
+/// CPUs below which a difference is that of the clock that counts them.
+const MEASURABLE: f64 = 0.05;
 /// What did not help is not tried again for so long; twice as long each time.
 const NO_HELP: Duration = Duration::from_mins(1);
 /// Fewer would have done for so long: then one goes.
@@ -238,7 +240,15 @@ impl Fleet {
         let Some(step) = self.learnt.step else { return false };
         let grown = f64::from(step.to.saturating_sub(step.from)) / f64::from(step.from.max(1));
         let used = load.used >= step.before.used * (1.0 + HELPS * grown);
-        let shorter = step.before.waiting > 0 && load.waiting <= step.before.waiting / 2;
+        // Who only waits uses less than can be measured; then it counts that each has taken one from the queue.
+        let enough = match step.before.used < MEASURABLE {
+            true => {
+                step.to.saturating_sub(step.from).div_ceil(2).min(step.before.waiting.div_ceil(2))
+            }
+            false => step.before.waiting.div_ceil(2),
+        };
+        let shorter =
+            step.before.waiting > 0 && load.waiting.saturating_add(enough) <= step.before.waiting;
         let full = looks.last().is_some_and(Look::is_full);
         let eased = !looks.iter().any(Look::is_pressed);
         if used || shorter || full || eased {

@@ -135,10 +135,11 @@ pub(super) struct Load {
 
 impl Load {
     pub(super) fn of<'a>(looks: impl Iterator<Item = &'a Look> + Clone) -> Option<Self> {
-        let count = u32::try_from(looks.clone().count()).ok().filter(|count| *count > 0)?;
-        let used: f64 = looks.clone().map(|look| look.used).sum();
+        let time: f64 = looks.clone().map(|look| look.span.as_secs_f64()).sum();
+        let work: f64 = looks.clone().map(|look| look.used * look.span.as_secs_f64()).sum();
+        let used = if time > 0.0 { work / time } else { looks.clone().next()?.used };
         let most = looks.clone().map(|look| look.used).fold(0.0, f64::max);
         let waiting = looks.filter_map(|look| look.waiting).max().unwrap_or(0);
-        Some(Self { used: used / f64::from(count), most, waiting })
+        Some(Self { used, most, waiting })
     }
 }
