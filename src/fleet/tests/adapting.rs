@@ -45,6 +45,7 @@ fn settled(sim: &Sim) -> f64 {
 }
 
 const WAITING: Server = Server { cpu: 0.004, wait: 0.096, ..SERVER };
+const ONLY_WAITING: Server = Server { cpu: 0.001, wait: 0.1, idle: 7.0, warm: 1.0, ..SERVER };
 const MIXED: Server = Server { cpu: 0.02, wait: 0.02, ..SERVER };
 const LOOP: Server = Server {
     cpu: 0.002,
@@ -62,6 +63,7 @@ fn under_load_it_comes_near_the_best_number_within_half_a_minute() {
     let servers = [
         ("cpu-bound", SERVER),
         ("waiting", WAITING),
+        ("waits only", ONLY_WAITING),
         ("mixed", MIXED),
         ("event loop", LOOP),
         ("hungry", HUNGRY),

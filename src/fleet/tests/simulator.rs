@@ -317,7 +317,10 @@ impl Sim {
         let cpu = self.cpu / seconds;
         let random = &mut self.random;
         let request = self.server.request;
+        let mut sum = 0.0;
         let workers = self.processes.iter_mut().map(|(key, one)| {
+            // The kernel counts in hundredths.
+            let ticks = (one.cpu * 100.0).floor() / 100.0;
             // A look meets a request, or it does not.
             let busy = if random.f64() < one.busy { request } else { 0.0 };
             let measured = Measured {
@@ -325,15 +328,17 @@ impl Sim {
                 private: bytes(one.memory + busy),
                 peak: bytes(one.peak),
                 shared: bytes(8.0),
-                cpu: one.cpu / seconds,
-                busiest: (one.cpu / seconds).min(1.0),
+                cpu: ticks / seconds,
+                busiest: (ticks / seconds).min(1.0),
                 delayed: 0.0,
                 active: None,
             };
-            one.cpu = 0.0;
+            one.cpu -= ticks;
+            sum += ticks / seconds;
             measured
         });
         let workers = workers.collect();
+        let cpu = sum.min(cpu + 0.01);
         let throttled = if cpu >= 0.99 * self.limits.cpus { 0.9 } else { 0.1 };
         let waiting = self.queue.round() as u32;
         let sample = Sample {
