@@ -241,11 +241,11 @@ impl Fleet {
         let grown = f64::from(step.to.saturating_sub(step.from)) / f64::from(step.from.max(1));
         let used = load.used >= step.before.used * (1.0 + HELPS * grown);
         // Who only waits uses less than can be measured; then it counts that each has taken one from the queue.
-        let enough = match step.before.used < MEASURABLE {
-            true => {
-                step.to.saturating_sub(step.from).div_ceil(2).min(step.before.waiting.div_ceil(2))
-            }
-            false => step.before.waiting.div_ceil(2),
+        let half = step.before.waiting.div_ceil(2);
+        let enough = if step.before.used < MEASURABLE {
+            step.to.saturating_sub(step.from).div_ceil(2).min(half)
+        } else {
+            half
         };
         let shorter =
             step.before.waiting > 0 && load.waiting.saturating_add(enough) <= step.before.waiting;
