@@ -28,6 +28,8 @@ const SLOWLY: Duration = Duration::from_secs(10);
 const AIM: f64 = 0.95;
 /// A step has helped where this part of it came to be used.
 const HELPS: f64 = 0.2;
+/// CPUs below which a difference is that of the clock that counts them.
+const MEASURABLE: f64 = 0.05;
 /// What did not help is not tried again for so long; twice as long each time.
 const NO_HELP: Duration = Duration::from_mins(1);
 /// Fewer would have done for so long: then one goes.
@@ -72,8 +74,10 @@ pub(super) struct Learnt {
     idle_since: Option<Time>,
     /// For how long it has to be idle, doubled where that was too hasty.
     idle_for: Duration,
-    /// No more than this, for the sake of memory.
+    /// What was given up for memory.
     pub(super) cap: Option<Cap>,
+    /// With more than this the kernel has killed one; stays until there is more memory, or somebody asks.
+    pub(super) killed_above: Option<u32>,
     /// How often workers were given up for memory, and when.
     pub(super) cuts: u32,
     pub(super) cut_at: Option<Time>,
@@ -101,6 +105,7 @@ impl Learnt {
             idle_since: None,
             idle_for: IDLE,
             cap: None,
+            killed_above: None,
             cuts: 0,
             cut_at: None,
             last_cut: None,
@@ -109,6 +114,11 @@ impl Learnt {
             churn: 0,
             told_no_room: false,
         }
+    }
+
+    /// No more than this, for the sake of memory.
+    pub(super) fn most(&self) -> Option<u32> {
+        self.cap.map(|cap| cap.most).into_iter().chain(self.killed_above).min()
     }
 
     pub(super) fn changed(&mut self, at: Time, from: u32, to: u32, why: Option<Why>) {
@@ -201,7 +211,7 @@ impl Fleet {
         let pressed = looks.iter().rev().take(3).filter(|look| look.is_pressed()).count() >= 2;
         let pressed = pressed && last.is_pressed();
         let full = last.is_full() || load.used >= FULL * last.usable;
-        let capped = self.learnt.cap.is_some_and(|cap| cap.most <= self.target);
+        let capped = self.learnt.most().is_some_and(|most| most <= self.target);
         if pressed && !full {
             let each = load.used / f64::from(self.target.max(1));
             self.learnt.capacity =
@@ -230,7 +240,15 @@ impl Fleet {
         let Some(step) = self.learnt.step else { return false };
         let grown = f64::from(step.to.saturating_sub(step.from)) / f64::from(step.from.max(1));
         let used = load.used >= step.before.used * (1.0 + HELPS * grown);
-        let shorter = step.before.waiting > 0 && load.waiting <= step.before.waiting / 2;
+        // Who only waits uses less than can be measured; then it counts that each has taken one from the queue.
+        let half = step.before.waiting.div_ceil(2);
+        let enough = if step.before.used < MEASURABLE {
+            step.to.saturating_sub(step.from).div_ceil(2).min(half)
+        } else {
+            half
+        };
+        let shorter =
+            step.before.waiting > 0 && load.waiting.saturating_add(enough) <= step.before.waiting;
         let full = looks.last().is_some_and(Look::is_full);
         let eased = !looks.iter().any(Look::is_pressed);
         if used || shorter || full || eased {

@@ -40,7 +40,7 @@ impl Fleet {
     pub(super) fn pin(&mut self, now: Time, workers: u32, actions: &mut Vec<Action>) {
         self.wish.pinned = true;
         self.wish.grow_at = None;
-        self.learnt.cap = None;
+        (self.learnt.cap, self.learnt.killed_above) = (None, None);
         self.want(now, workers, None, actions);
     }
 
@@ -109,7 +109,7 @@ impl Fleet {
 
     /// Makes the number what is wanted, under what memory allows.
     pub(super) fn apply(&mut self, now: Time, why: Option<Why>, actions: &mut Vec<Action>) {
-        let cap = self.learnt.cap.map_or(u32::MAX, |cap| cap.most);
-        self.resize(now, self.wish.level.min(cap), why, actions);
+        let most = self.learnt.most().unwrap_or(u32::MAX);
+        self.resize(now, self.wish.level.min(most), why, actions);
     }
 }

@@ -13,6 +13,8 @@ use super::worker::{Phase, Time, Worker, WorkerKey};
 const WORKS: f64 = 0.05;
 /// After so long of it, what it has had at most is what it takes.
 pub(super) const SHOWN: Duration = Duration::from_millis(1500);
+/// No look tells more than this of what was done since the one before.
+const STRETCH: Duration = Duration::from_secs(1);
 /// When it has served for so long, it has loaded what it needs to begin.
 const FRESH: Duration = Duration::from_secs(2);
 /// Between two points of its history, of which there are so many.
@@ -51,7 +53,8 @@ impl Life {
             (self.fresh, self.fresh_at) = (Some(one.private), now);
         }
         if busy || share(one.cpu) >= WORKS || one.active.is_some_and(|active| active > 0) {
-            self.worked = self.worked.saturating_add(span);
+            // Of a long time only the end is known.
+            self.worked = self.worked.saturating_add(span.min(STRETCH));
         }
         if self.history.back().is_none_or(|(at, _)| now >= *at + POINT) {
             self.history.push_back((now, one.private));

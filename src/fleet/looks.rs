@@ -5,13 +5,15 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use super::measured::Sample;
+use super::measured::{Measured, Sample};
 use super::worker::Time;
 
 /// As many as decisions look back on.
 const KEPT: usize = 4;
 /// An event loop this busy has no time left.
 const BUSIEST: f64 = 0.85;
+/// What is one CPU and no more, as exactly as it is measured.
+const ONE: f64 = 1.15;
 /// A CPU this full, of what we may use, is full.
 pub(super) const FULL: f64 = 0.9;
 /// So many of the periods throttled: the quota is what holds the workers up.
@@ -53,8 +55,10 @@ impl Look {
     pub(super) fn of(now: Time, sample: &Sample) -> Self {
         let memory = sample.memory.filter(|memory| memory.limit > 0).unwrap_or_default();
         let workers = &sample.workers;
-        let busiest = |one: &super::measured::Measured| share(one.busiest).max(share(one.cpu));
-        let active = |one: &super::measured::Measured| one.active.is_some_and(|active| active > 0);
+        // One lock can hold a worker of many threads to one CPU; who uses more has none.
+        let locked = |one: &Measured| Some(share(one.cpu)).filter(|cpu| *cpu <= ONE);
+        let busiest = |one: &Measured| share(one.busiest).max(locked(one).unwrap_or(0.0));
+        let active = |one: &Measured| one.active.is_some_and(|active| active > 0);
         Self {
             at: now,
             span: sample.span,
@@ -131,10 +135,11 @@ pub(super) struct Load {
 
 impl Load {
     pub(super) fn of<'a>(looks: impl Iterator<Item = &'a Look> + Clone) -> Option<Self> {
-        let count = u32::try_from(looks.clone().count()).ok().filter(|count| *count > 0)?;
-        let used: f64 = looks.clone().map(|look| look.used).sum();
+        let time: f64 = looks.clone().map(|look| look.span.as_secs_f64()).sum();
+        let work: f64 = looks.clone().map(|look| look.used * look.span.as_secs_f64()).sum();
+        let used = if time > 0.0 { work / time } else { looks.clone().next()?.used };
         let most = looks.clone().map(|look| look.used).fold(0.0, f64::max);
         let waiting = looks.filter_map(|look| look.waiting).max().unwrap_or(0);
-        Some(Self { used: used / f64::from(count), most, waiting })
+        Some(Self { used, most, waiting })
     }
 }

@@ -34,8 +34,8 @@ const LEAVES: Duration = Duration::from_secs(2);
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Cap {
     pub(super) most: u32,
-    /// One more may be tried then; never by itself where the kernel has killed.
-    until: Option<Time>,
+    /// One more may be tried then.
+    until: Time,
 }
 
 /// How memory stands at one look.
@@ -134,7 +134,7 @@ impl Fleet {
         let most = most.max(self.policy.least);
         self.learnt.last_cut = Some(now);
         let until = self.learnt.hold(now);
-        self.learnt.cap = Some(Cap { most, until: Some(until) });
+        self.learnt.cap = Some(Cap { most, until });
         self.learnt.step = None;
         self.apply(now, Some(why), actions);
     }
@@ -162,24 +162,24 @@ impl Fleet {
         // Measured with the middle between what is to stay free and nothing, so that it is no see-saw.
         let tolerated = line.saturating_add(limit.saturating_sub(line) / 3 * 2);
         let too_many = room.fits(tolerated) < self.target && self.all_settled();
-        (too_many && !any_leaks).then_some(Why::Cost { cost, limit })
+        (too_many && !any_leaks && self.follows()).then_some(Why::Cost { cost, limit })
     }
 
     /// What was given up comes back, one by one, where it fits again.
     pub(super) fn lift(&mut self, now: Time, room: Option<&Room>, actions: &mut Vec<Action>) {
-        let Some(cap) = self.learnt.cap else { return };
-        if cap.until.is_none_or(|until| now < until) {
-            return;
-        }
-        let fits = room
-            .is_none_or(|room| room.fits(room.ceiling) > self.target && room.used < room.ceiling);
+        let Some(cap) = self.learnt.cap.filter(|cap| now >= cap.until) else { return };
+        // A number that was told is kept as long as it is not the end.
+        let fits = room.is_none_or(|room| {
+            let line = if self.follows() { room.ceiling } else { room.brink };
+            room.fits(line) > self.target && room.used < line
+        });
         if !fits || !self.all_settled() {
             return;
         }
         let most = cap.most.max(self.target).saturating_add(1);
         let left = room.map_or(0, Room::left);
-        self.learnt.cap =
-            (most < self.wish.level).then_some(Cap { most, until: Some(now.saturating_add(HOLD)) });
+        let until = now.saturating_add(HOLD);
+        self.learnt.cap = (most < self.wish.level).then_some(Cap { most, until });
         self.apply(now, Some(Why::Relief { left }), actions);
     }
 
@@ -192,7 +192,7 @@ impl Fleet {
         self.learnt.killed_at = Some(now);
         let most = self.target.saturating_sub(1).max(self.policy.least);
         self.learnt.step = None;
-        self.learnt.cap = Some(Cap { most, until: None });
+        self.learnt.killed_above = Some(most);
         self.apply(now, Some(Why::Killed { slot }), actions);
     }
 }
@@ -218,6 +218,7 @@ impl super::adapt::Learnt {
     /// More memory, or somebody's word: what went wrong before tells nothing of now.
     pub(super) fn forget_kills(&mut self) {
         self.cap = None;
+        self.killed_above = None;
         self.cuts = 0;
         self.killed_at = None;
         self.lives.forget_cost();

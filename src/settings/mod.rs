@@ -247,6 +247,7 @@ impl Settings {
         };
         (settings.chosen, settings.origins) = layers.chosen()?;
         settings.check_numbers()?;
+        settings.warn_of_a_told_number();
         Ok(settings)
     }
 
@@ -281,6 +282,16 @@ impl Settings {
             )));
         }
         Ok(())
+    }
+
+    /// A number in the environment stays, too, and is no contradiction: the platform may have set it.
+    fn warn_of_a_told_number(&mut self) {
+        if self.sizing.adapt == Adapt::On && self.sizing.workers.is_some() {
+            let adapt = self.origin("adapt");
+            self.warnings.push(format!(
+                "{adapt} (on) moves nothing, because WEB_CONCURRENCY says the number; --workers auto lets it move"
+            ));
+        }
     }
 
     /// A number that moves is not told, and a guard that is off replaces nobody.

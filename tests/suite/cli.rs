@@ -84,6 +84,9 @@ fn bad_values_are_named_with_their_origin_and_what_is_accepted() {
     refused(&["--cpus", "nan"], &[], &["\"nan\""]);
     refused(&["--grace", "5"], &[], &["\"5\"", "500ms"]);
     refused(&["--stop-signal", "STOP"], &[], &["\"STOP\"", "TERM"]);
+    refused(&["--adapt", "more"], &[], &["\"more\"", "--adapt", "auto, on, off"]);
+    refused(&["--guard", "yes"], &[], &["\"yes\"", "--guard"]);
+    refused(&["--max-worker-memory", "0"], &[], &["\"0\"", "512M", "auto"]);
     refused(&["--restart", "often"], &[], &["\"often\"", "on-failure"]);
     refused(&["--listen", "localhost"], &[], &["\"localhost\"", "127.0.0.1:3000"]);
     refused(&[], &[("THRONG_GRACE", "soon")], &["\"soon\"", "THRONG_GRACE in the environment"]);
@@ -116,6 +119,18 @@ fn contradictions_are_named() {
     refused(&["--format", "json"], &[], &["--format", "--dry-run"]);
     refused(&["--sysroot", "/"], &[], &["--sysroot", "--dry-run"]);
     refused(&["--exec", "--share", "fd", "--listen", "3000"], &[], &["--exec"]);
+    refused(
+        &["--adapt", "on", "--workers", "4"],
+        &[],
+        &["--adapt (on)", "--workers (4)", "--max-workers"],
+    );
+    refused(&["--adapt", "on"], &[("THRONG_WORKERS", "4")], &["THRONG_WORKERS", "--adapt (on)"]);
+    refused(&["--exec"], &[("THRONG_ADAPT", "on")], &["THRONG_ADAPT", "--exec"]);
+    refused(
+        &["--max-worker-memory", "auto"],
+        &[("THRONG_GUARD", "off")],
+        &["THRONG_GUARD in the environment (off)", "--max-worker-memory"],
+    );
 }
 
 #[test]

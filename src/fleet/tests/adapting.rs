@@ -45,6 +45,7 @@ fn settled(sim: &Sim) -> f64 {
 }
 
 const WAITING: Server = Server { cpu: 0.004, wait: 0.096, ..SERVER };
+const ONLY_WAITING: Server = Server { cpu: 0.001, wait: 0.1, idle: 7.0, warm: 1.0, ..SERVER };
 const MIXED: Server = Server { cpu: 0.02, wait: 0.02, ..SERVER };
 const LOOP: Server = Server {
     cpu: 0.002,
@@ -62,6 +63,7 @@ fn under_load_it_comes_near_the_best_number_within_half_a_minute() {
     let servers = [
         ("cpu-bound", SERVER),
         ("waiting", WAITING),
+        ("waits only", ONLY_WAITING),
         ("mixed", MIXED),
         ("event loop", LOOP),
         ("hungry", HUNGRY),
@@ -292,4 +294,64 @@ proptest! {
 
 fn up(note: &Note) -> bool {
     matches!(note, Note::Adapted { from, to, .. } if to > from)
+}
+
+#[test]
+fn what_was_learnt_outlives_an_upgrade() {
+    let clients = |seconds: f64| if seconds < 40.0 { 40.0 } else { 0.0 };
+    let mut sim = Sim::new(WAITING, limits(1.0, 512), bounds(1, 1), adapting(Adapt::On), clients);
+    sim.run(50 * SECOND);
+    let workers = sim.workers();
+    assert!(workers > 10, "{:?}", sim.changes);
+    let before = sim.bench.fleet.view(sim.bench.now).change;
+    let saved = serde_json::to_string(&sim.bench.fleet.save()).unwrap();
+    let saved = serde_json::from_str(&saved).unwrap();
+    sim.bench.fleet = Fleet::restore(adapting(Adapt::On), bounds(1, 1), saved);
+    sim.run(60 * SECOND);
+    assert_eq!(sim.workers(), workers, "nothing is forgotten: {:?}", sim.changes);
+    assert_eq!(sim.bench.fleet.view(sim.bench.now).change, before);
+    sim.run(Duration::from_mins(30));
+    assert_eq!(sim.workers(), 1, "and what was to come comes: {:?}", sim.changes);
+}
+
+#[test]
+fn a_program_that_learnt_nothing_can_be_gone_on_with() {
+    let bench = Bench::start(policy(Restart::Always), 3);
+    let mut saved = serde_json::to_value(bench.fleet.save()).unwrap();
+    saved.as_object_mut().unwrap().remove("learnt");
+    saved["wish"].as_object_mut().unwrap().remove("level");
+    let saved = serde_json::from_value(saved).unwrap();
+    let mut fleet = Fleet::restore(policy(Restart::Always), Bounds::of(3), saved);
+    fleet.step(SECOND, Event::Tick);
+    assert_eq!(fleet.target(), 3);
+}
+
+#[test]
+fn who_is_pinned_or_works_for_a_while_only_is_left_alone() {
+    let mut sim = Sim::new(WAITING, limits(1.0, 512), bounds(1, 1), adapting(Adapt::On), |_| 40.0);
+    sim.event(Event::ResizeTo(2));
+    sim.run(Duration::from_mins(2));
+    assert_eq!(sim.workers(), 2);
+    sim.event(Event::Free);
+    sim.run(Duration::from_mins(2));
+    assert!(sim.workers() > 10);
+    let jobs = Policy { restart: Restart::OnFailure, ..adapting(Adapt::On) };
+    let mut sim = Sim::new(WAITING, limits(1.0, 512), bounds(1, 1), jobs, |_| 40.0);
+    sim.run(Duration::from_mins(2));
+    assert_eq!(sim.workers(), 1);
+}
+
+#[test]
+fn what_the_kernel_has_taught_stays_until_there_is_more_memory() {
+    let mut sim =
+        Sim::new(WAITING, limits(1.0, 512), bounds(3, 3), adapting(Adapt::Auto), |_| 40.0);
+    sim.run(10 * SECOND);
+    sim.event(Event::OutOfMemory { slot: 2 });
+    sim.event(Event::OutOfMemory { slot: 3 });
+    sim.run(Duration::from_mins(30));
+    assert_eq!(sim.workers(), 2, "once for kills that come together");
+    let more = Bounds { budget: Some(500 * MIB), ..bounds(3, 3) };
+    sim.event(Event::Planned { bounds: more, at_once: false });
+    sim.run(Duration::from_mins(1));
+    assert_eq!(sim.workers(), 3);
 }

@@ -112,6 +112,24 @@ fn visions() -> impl Strategy<Value = Vision> {
         })
 }
 
+/// What could be, in a box of 512 MiB with two CPUs.
+fn vision(random: &mut fastrand::Rng) -> Vision {
+    let workers = (0..LARGEST).map(|_| {
+        let private = random.u64(5..60) << 20;
+        (private, private + (random.u64(..20) << 20), random.f64(), None)
+    });
+    let workers: Vec<_> = workers.collect();
+    let used = workers.iter().map(|worker| worker.0).sum::<u64>() / 2;
+    Vision {
+        span: 1000,
+        memory: Some((512 << 20, used, Some(random.f64() / 8.0), 0)),
+        cpu: (2.0, random.f64() * 2.0, random.f64()),
+        waiting: Some(random.u32(..3)),
+        workers,
+        strangers: random.u64(..2),
+    }
+}
+
 /// A process, as the kernel would have it.
 #[derive(Clone, Copy, Debug, Default)]
 struct Process {
@@ -461,8 +479,12 @@ fn a_day_of_faults() {
             91..99 => {
                 Fault::Tell { pick, what: if random.bool() { Told::Ready } else { Told::Hung } }
             }
+            99 if random.bool() => Fault::Measured(vision(&mut random)),
             _ => Fault::Upgrade,
         });
+        if random.u32(..4) == 0 {
+            world.suffer(&Fault::Measured(vision(&mut random)));
+        }
         assert_eq!(world.exited, None, "nobody asked for an end");
     }
     // Left alone, everything heals.

@@ -145,7 +145,7 @@ impl Sim {
         self.bench.fleet.target()
     }
 
-    fn event(&mut self, event: Event) {
+    pub(super) fn event(&mut self, event: Event) {
         let mut events = vec![event];
         while let Some(event) = events.pop() {
             for action in self.bench.fleet.step(self.bench.now, event) {
@@ -182,10 +182,25 @@ impl Sim {
                 events.push(Event::Renew { kind: Kind::Grown, slot: Some(slot), surge });
             }
             Action::Say(note @ (Note::Adapted { .. } | Note::Resized { .. })) => {
+                self.promise(note);
                 self.changes.push((now, note));
             }
             _ => {}
         }
+    }
+
+    /// Never above what measured memory allows: all at once with their peaks, and as many more as the largest. A look
+    /// does not meet all requests, so it is not exact.
+    fn promise(&self, note: Note) {
+        let Note::Adapted { from, to, why } = note else { return };
+        if to <= from {
+            return;
+        }
+        let shown = |one: &Process| one.peak.max(one.memory);
+        let largest = self.processes.values().map(shown).fold(0.0, f64::max);
+        let all = self.limits.base + self.processes.values().map(shown).sum::<f64>();
+        let then = all + f64::from(to - from) * largest;
+        assert!(then <= self.mib() * 0.93, "{then} MiB by {from} -> {to}: {why:?}");
     }
 
     fn mib(&self) -> f64 {
@@ -302,7 +317,10 @@ impl Sim {
         let cpu = self.cpu / seconds;
         let random = &mut self.random;
         let request = self.server.request;
+        let mut sum = 0.0;
         let workers = self.processes.iter_mut().map(|(key, one)| {
+            // The kernel counts in hundredths.
+            let ticks = (one.cpu * 100.0).floor() / 100.0;
             // A look meets a request, or it does not.
             let busy = if random.f64() < one.busy { request } else { 0.0 };
             let measured = Measured {
@@ -310,15 +328,17 @@ impl Sim {
                 private: bytes(one.memory + busy),
                 peak: bytes(one.peak),
                 shared: bytes(8.0),
-                cpu: one.cpu / seconds,
-                busiest: (one.cpu / seconds).min(1.0),
+                cpu: ticks / seconds,
+                busiest: (ticks / seconds).min(1.0),
                 delayed: 0.0,
                 active: None,
             };
-            one.cpu = 0.0;
+            one.cpu -= ticks;
+            sum += ticks / seconds;
             measured
         });
         let workers = workers.collect();
+        let cpu = sum.min(cpu + 0.01);
         let throttled = if cpu >= 0.99 * self.limits.cpus { 0.9 } else { 0.1 };
         let waiting = self.queue.round() as u32;
         let sample = Sample {
