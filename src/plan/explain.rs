@@ -3,7 +3,7 @@
 use super::reason::{Given, Step};
 use super::sizing::{Headroom, Inputs, MemoryRoom, Outcome};
 use super::whatif::rounding_words;
-use super::{Request, worker_memory};
+use super::{Request, worker_memory, workers_per_cpu};
 use crate::probe::{Ceiling, Resources};
 use crate::units::{plural, show_number, show_size};
 
@@ -63,7 +63,7 @@ impl Explained {
             );
             return;
         };
-        self.ceiling(resources, request, ceiling, room);
+        self.ceiling(resources, request, ceiling, room, inputs.measured);
         if ceiling.used > 0 {
             self.step(
                 "in use",
@@ -72,6 +72,11 @@ impl Explained {
                 "by others below the same limit, page cache that can be dropped left out",
             );
         }
+        if inputs.shared_once > 0 {
+            let because = "measured: there once for all workers";
+            let source = request.profile.as_ref().map(|profile| profile.source.as_str());
+            self.step("shared once", show_size(inputs.shared_once), source, because);
+        }
         self.step(
             "left for workers",
             show_size(room.budget),
@@ -79,7 +84,9 @@ impl Explained {
             "the limit less all of the above",
         );
         let cost = worker_memory(request);
-        let because = if cost.origin.is_some() {
+        let because = if inputs.measured {
+            "measured under load by calibrate".to_owned()
+        } else if cost.origin.is_some() {
             "private memory, as told".to_owned()
         } else {
             let known = request.recognised.as_ref().map(|how| format!(", {how}"));
@@ -122,6 +129,7 @@ impl Explained {
         request: &Request,
         ceiling: &Ceiling,
         room: &MemoryRoom,
+        measured: bool,
     ) {
         let tightest = resources.memory.limit.as_ref();
         if let Some(limit) = &ceiling.limit {
@@ -150,6 +158,9 @@ impl Explained {
                         "a share of the limit, as told"
                     }
                     Some(_) => "as told",
+                    None if measured => {
+                        "a tenth, 16 MiB to 1 GiB: what the workers use under load was measured"
+                    }
                     None if ceiling.swap => {
                         "a tenth, 48 MiB to 1 GiB: kernel, page tables, sockets, hot files"
                     }
@@ -185,14 +196,12 @@ impl Explained {
             let source = cpu.set_source.as_deref();
             self.step("CPUs to run on", set.to_string(), source, "affinity and cpuset together");
         }
-        let per_cpu = &request.workers_per_cpu;
+        let per_cpu = workers_per_cpu(request);
         if per_cpu.origin.is_some() {
-            self.step(
-                "workers per CPU",
-                show_number(per_cpu.value),
-                per_cpu.origin.as_deref(),
-                "as told",
-            );
+            let told = request.workers_per_cpu.origin.is_some();
+            let because = if told { "as told" } else { "measured under load by calibrate" };
+            let value = show_number(per_cpu.value);
+            self.step("workers per CPU", value, per_cpu.origin.as_deref(), because);
         }
         let round = &request.cpu_round;
         if round.origin.is_some() {
