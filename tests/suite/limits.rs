@@ -12,10 +12,10 @@ use crate::support::{Run, number, throng, until};
 const MIB: u64 = 1 << 20;
 
 /// A memory group of cgroup v1, gone with its owner.
-struct Group(PathBuf);
+pub(crate) struct Group(PathBuf);
 
 impl Group {
-    fn new(limit: u64) -> Option<Self> {
+    pub(crate) fn new(limit: u64) -> Option<Self> {
         static COUNT: std::sync::atomic::AtomicU32 = std::sync::atomic::AtomicU32::new(0);
         let count = COUNT.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
         let name = format!("throng-limits-{}-{count}", std::process::id());
@@ -30,7 +30,13 @@ impl Group {
         fs::write(self.0.join("memory.limit_in_bytes"), bytes.to_string()).unwrap();
     }
 
-    fn run(&self, args: &[&str]) -> Run {
+    /// How many the kernel has killed in it because memory ran out.
+    pub(crate) fn kills(&self) -> i32 {
+        let text = fs::read_to_string(self.0.join("memory.oom_control")).unwrap();
+        number(&text, "oom_kill ")
+    }
+
+    pub(crate) fn run(&self, args: &[&str]) -> Run {
         let binary = env!("CARGO_BIN_EXE_throng-rs");
         let procs = self.0.join("cgroup.procs");
         // A shell goes in first and becomes the launcher.
