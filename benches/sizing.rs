@@ -215,7 +215,9 @@ impl Store {
     }
 
     fn keep(&mut self, name: &str, curve: &Curve) -> anyhow::Result<()> {
-        self.curves.insert(name.to_owned(), curve.clone());
+        if self.curves.insert(name.to_owned(), curve.clone()).as_ref() == Some(curve) {
+            return Ok(());
+        }
         let text = serde_json::to_string_pretty(&self.curves)?;
         fs::write(&self.path, text).with_context(|| format!("cannot write {}", self.path.display()))
     }
