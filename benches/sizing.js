@@ -1,6 +1,6 @@
 // A worker with an event loop: every request is in hand at once, and computing holds up all of them.
 //
-//   node sizing.js cpu|wait
+//   node sizing.js cpu|wait|leak
 'use strict'
 
 const http = require('node:http')
@@ -15,8 +15,15 @@ const work = {
       for (let i = 0, sum = 0; i < 20000; i++) sum += i
     }
   },
-  wait (done) { setTimeout(done, 100) }
+  wait (done) { setTimeout(done, 100) },
+  leak (done) { setTimeout(done, 20) }
 }[process.argv[2]]
 
-http.createServer((_, response) => work(() => response.end('ok\n')))
-  .listen({ port: +process.env.PORT, host: '127.0.0.1' })
+if (process.argv[2] === 'leak' && process.env.THRONG_WORKER_ID === '1') {
+  // 5 MB a second, every page of it written.
+  const leaked = []
+  setInterval(() => leaked.push(Buffer.alloc(500000, 'x')), 100)
+}
+
+const server = http.createServer((_, response) => work(() => response.end('ok\n')))
+server.listen({ port: +process.env.PORT, host: '127.0.0.1' })

@@ -25,8 +25,10 @@ mod brute;
 mod common;
 #[path = "sizing/fleet.rs"]
 mod fleet;
+#[allow(dead_code, reason = "the benchmark of a leak uses the rest of it")]
 #[path = "sizing/kinds.rs"]
 mod kinds;
+#[allow(dead_code, reason = "as above")]
 #[path = "sizing/load.rs"]
 mod load;
 #[path = "sizing/methods.rs"]

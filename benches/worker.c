@@ -5,6 +5,7 @@
  *   worker FIFO chatter  first writes 100 lines of 1 KiB, to see what the launcher keeps of them
  *   worker FIFO family   by THRONG_WORKER_ID: 2 leaves an orphan in a session of its own, 3 and
  *                        above have a child in their own group, which does not obey its parent's end
+ *   worker FIFO work     uses a little CPU all the time, and memory that it gives back
  */
 #include <fcntl.h>
 #include <stdint.h>
@@ -75,6 +76,21 @@ static void chatter(void)
             _exit(72);
 }
 
+static void work(void)
+{
+    const size_t size = 256 << 10;
+    for (;;) {
+        /* Above the size that malloc takes from the kernel each time. */
+        char *memory = malloc(size);
+        if (!memory)
+            _exit(73);
+        for (size_t at = 0; at < size; at += 4096)
+            ((volatile char *)memory)[at] = 1;
+        free(memory);
+        nanosleep(&(struct timespec){.tv_nsec = 20 * 1000 * 1000}, NULL);
+    }
+}
+
 int main(int argc, char **argv)
 {
     struct timespec now;
@@ -90,5 +106,7 @@ int main(int argc, char **argv)
     if (argc > 2 && strcmp(argv[2], "chatter") == 0)
         chatter();
     tell(argv[1]);
+    if (argc > 2 && strcmp(argv[2], "work") == 0)
+        work();
     wait_for_term();
 }

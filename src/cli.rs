@@ -1,6 +1,8 @@
 //! The command line, from one table: each key is a long flag, a `THRONG_` variable and a key of the
 //! configuration file, all of the same name. Knows names and texts; what values mean is `settings`'s.
 
+use std::ffi::OsStr;
+
 use clap::{Arg, ArgAction, ArgMatches, Command};
 
 /// One setting.
@@ -90,8 +92,8 @@ pub(crate) const KEYS: &[Key] = &[
     key(
         SIZING,
         "adapt",
-        "auto|off",
-        "Follow limits that change while the workers run; off: the printed number stays [default: auto]",
+        "auto|on|off",
+        "Follow limits and the workers' measured memory, up to the CPU rule; on: beyond it, while the load shows that it helps; off: the printed number stays [default: auto]",
     ),
     key(
         SIZING,
@@ -163,6 +165,18 @@ pub(crate) const KEYS: &[Key] = &[
         "max-worker-age",
         "DURATION",
         "Replace each worker when it is so old, less up to a tenth, one at a time",
+    ),
+    key(
+        WORKERS,
+        "max-worker-memory",
+        "off|auto|SIZE",
+        "Replace a worker whose private memory stays above SIZE, one at a time; auto: its share [default: off]",
+    ),
+    key(
+        WORKERS,
+        "guard",
+        "on|off",
+        "Replace or give up workers when memory is about to run out, before the kernel kills [default: on]",
     ),
     key(
         WORKERS,
@@ -286,6 +300,12 @@ const CALIBRATE: &[(&str, &str, &str)] = &[
     ("clients", "N", "How many of them ask at the same time [default: 64]"),
     ("step", "DURATION", "How long each number of workers is measured under them [default: 4s]"),
 ];
+
+/// Whether a variable is one of [`Key::variable`].
+pub(crate) fn is_variable(name: &OsStr) -> bool {
+    name.as_encoded_bytes().starts_with(b"THRONG_")
+        && KEYS.iter().any(|key| name == OsStr::new(&key.variable()))
+}
 
 /// Everything clap needs.
 pub(crate) fn command() -> Command {

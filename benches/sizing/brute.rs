@@ -119,7 +119,7 @@ pub(crate) fn at(
     let group = Group::new(size)?;
     let watch = group.watch();
     let number = workers.to_string();
-    let options = ["-q", "--workers", &number, "--adapt", "off"];
+    let options = ["-q", "--workers", &number, "--adapt", "off", "--guard", "off"];
     let fleet = Fleet::start(nest, &group, kind, &options)?;
     fleet.settle(patience(workers))?;
     let load = Load::start(fleet.address)?;

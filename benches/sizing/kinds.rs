@@ -22,6 +22,8 @@ pub(crate) struct Kind {
 enum Server {
     Python,
     Node,
+    /// Node's too, by a port of its own.
+    Proxied,
 }
 
 const SHORT: Duration = Duration::from_millis(1500);
@@ -35,6 +37,12 @@ pub(crate) const KINDS: &[Kind] = &[
     kind("sync-growing", Server::Python, "growing", Duration::from_secs(12), false),
     kind("loop-cpu", Server::Node, "cpu", SHORT, true),
     kind("loop-wait", Server::Node, "wait", SHORT, false),
+];
+
+/// Worker 1 of each leaks, whatever it is asked.
+pub(crate) const LEAKING: &[Kind] = &[
+    kind("leaking", Server::Node, "leak", SHORT, true),
+    kind("leaking, proxy", Server::Proxied, "leak", SHORT, true),
 ];
 
 const fn kind(
@@ -53,6 +61,7 @@ impl Kind {
         match self.server {
             Server::Python => &["--share", "fd", "--ready", "notify"],
             Server::Node => &["--share", "node"],
+            Server::Proxied => &["--share", "proxy"],
         }
     }
 
@@ -62,7 +71,7 @@ impl Kind {
         let (program, file) = match self.server {
             // Not the one of a version manager, which is a script.
             Server::Python => (PathBuf::from("/usr/bin/python3"), "sizing.py"),
-            Server::Node => (node()?, "sizing.js"),
+            Server::Node | Server::Proxied => (node()?, "sizing.js"),
         };
         Ok(vec![program, here.join(file), self.work.into()])
     }

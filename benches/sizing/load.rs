@@ -65,6 +65,10 @@ impl Load {
         Ok(answers / begin.elapsed().as_secs_f64())
     }
 
+    pub(crate) fn answered(&self) -> u64 {
+        self.counts.answered.load(Ordering::Relaxed)
+    }
+
     pub(crate) fn failed(&self) -> u64 {
         self.counts.failed.load(Ordering::Relaxed)
     }

@@ -19,6 +19,6 @@ pub(crate) use launcher::{Launcher, VARIABLE};
 pub(crate) use load::Target;
 pub(crate) use picture::picture;
 pub(crate) use profile::{Profile, replace};
-pub(crate) use room::Gauge;
+pub(crate) use room::left;
 pub(crate) use table::{head, line, table};
 pub(crate) use trial::{Load, Outcome, Trial};

@@ -79,7 +79,7 @@ pub(crate) fn table(curve: &Curve, counts_requests: bool) -> String {
     if curve.growth > 0 {
         let _ = writeln!(
             out,
-            "warning: a worker still grew by {} a minute: what it costs in the end is not known; see --max-worker-age",
+            "warning: a worker still grew by {} a minute: what it costs in the end is not known; see --max-worker-memory",
             show_size(curve.growth)
         );
     }

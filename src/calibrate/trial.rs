@@ -7,9 +7,9 @@ use std::time::{Duration, Instant};
 use super::curve::{End, Limits, Next, Step, next};
 use super::launcher::Launcher;
 use super::load::{Clients, External, Target, printed_rate};
-use super::room::{Gauge, Left, Throttling};
+use super::room::{Left, left};
 use crate::control::Status;
-use crate::probe::Host;
+use crate::probe::{Gauge, Host, Reading};
 
 /// Between two looks.
 const LOOK: Duration = Duration::from_millis(250);
@@ -157,11 +157,14 @@ impl Trial<'_> {
         }
     }
 
+    fn now(&self) -> Reading {
+        self.gauge.read(self.host)
+    }
+
     /// One look at everything. Where memory runs low, all but one worker go at once.
     async fn look(&mut self, watch: &mut Watch) -> Result<Status, String> {
         let status = self.launcher.status().await?;
-        let left = self.gauge.left(self.host);
-        watch.see(&status, left);
+        watch.see(&status, left(&self.gauge.read(self.host)));
         if watch.cut {
             self.launcher.scale(1).await?;
         }
@@ -184,7 +187,7 @@ impl Trial<'_> {
             tokio::time::sleep(LOOK).await;
         }
         let before = (clients.answered(), clients.failed());
-        let (begin, throttled) = (Instant::now(), Throttling::now(self.host));
+        let (begin, throttled) = (Instant::now(), self.now());
         let status = self.look(watch).await?;
         watch.begin(&status);
         // A server that is slow gets more time to show its rate.
@@ -203,7 +206,7 @@ impl Trial<'_> {
             rate,
             failed: clients.failed() - before.1,
             cpus: watch.cpus(took),
-            throttled: Throttling::now(self.host).since(throttled),
+            throttled: self.now().throttled_since(&throttled),
             counts_requests: true,
         })
     }
@@ -213,7 +216,7 @@ impl Trial<'_> {
         mut load: External,
         watch: &mut Watch,
     ) -> Result<Measured, String> {
-        let (begin, throttled) = (Instant::now(), Throttling::now(self.host));
+        let (begin, throttled) = (Instant::now(), self.now());
         let status = self.look(watch).await?;
         watch.begin(&status);
         let ended = loop {
@@ -243,7 +246,7 @@ impl Trial<'_> {
             rate: rate.unwrap_or(cpus),
             failed: 0,
             cpus,
-            throttled: Throttling::now(self.host).since(throttled),
+            throttled: self.now().throttled_since(&throttled),
             counts_requests: rate.is_some(),
         })
     }
@@ -274,6 +277,8 @@ struct Watch {
     begin: Instant,
     /// Of each worker: when and how much private memory.
     private: BTreeMap<i32, Vec<(Duration, u64)>>,
+    /// The most that each had.
+    peaks: BTreeMap<i32, u64>,
     /// When, and how much by all.
     totals: Vec<(Duration, u64)>,
     used: u64,
@@ -290,6 +295,7 @@ impl Watch {
         Self {
             begin: Instant::now(),
             private: BTreeMap::new(),
+            peaks: BTreeMap::new(),
             totals: Vec::new(),
             used: 0,
             room: u64::MAX,
@@ -307,6 +313,10 @@ impl Watch {
             let private = worker.memory.private_bytes;
             total += private;
             self.private.entry(worker.pid).or_default().push((at, private));
+            // Also what was there between two looks.
+            let peak = worker.memory.peak_bytes.unwrap_or(0).max(private);
+            let most = self.peaks.entry(worker.pid).or_default();
+            *most = peak.max(*most);
         }
         self.totals.push((at, total));
         self.cpu[1] = cpu(status);
@@ -368,11 +378,7 @@ impl Watch {
 
     /// The peak that 95 of 100 workers keep below.
     fn peak(&self) -> u64 {
-        let mut peaks: Vec<u64> = self
-            .private
-            .values()
-            .filter_map(|seen| seen.iter().map(|(_, bytes)| *bytes).max())
-            .collect();
+        let mut peaks: Vec<u64> = self.peaks.values().copied().collect();
         peaks.sort_unstable();
         let at = (peaks.len() * 95).div_ceil(100).saturating_sub(1);
         peaks.get(at).copied().unwrap_or(0)
@@ -412,7 +418,9 @@ mod tests {
         let mut watch = Watch::new();
         for (pid, bytes) in seen.iter().enumerate() {
             let seen = bytes.iter().enumerate().map(|(index, bytes)| (at(index), *bytes));
-            watch.private.insert(i32::try_from(pid).unwrap(), seen.collect());
+            let pid = i32::try_from(pid).unwrap();
+            watch.private.insert(pid, seen.collect());
+            watch.peaks.insert(pid, *bytes.iter().max().unwrap());
         }
         let most = seen.iter().map(|seen| seen.len()).max().unwrap();
         let total = |index: usize| seen.iter().map(|seen| seen[index]).sum();

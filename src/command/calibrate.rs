@@ -14,12 +14,12 @@ use tokio::signal::unix::{SignalKind, signal};
 use super::size::{inherited, look_for, runtime, size, spoken};
 use super::{print, way};
 use crate::calibrate::{
-    self, Curve, Gauge, Launcher, Limits, Load, Outcome, Profile, Target, Trial, VARIABLE,
+    self, Curve, Launcher, Limits, Load, Outcome, Profile, Target, Trial, VARIABLE, left,
 };
 use crate::cli::{self, KEYS};
 use crate::exit::{Failure, SUCCESS, usage};
 use crate::plan::MOST_WORKERS;
-use crate::probe::{Host, Resources};
+use crate::probe::{Gauge, Host, Resources};
 use crate::settings::{Defaults, Format, ProfileFile, Settings};
 use crate::units::{parse_duration, printable};
 
@@ -29,6 +29,8 @@ const OURS: &[&str] = &[
     "min-workers",
     "max-workers",
     "adapt",
+    "guard",
+    "max-worker-memory",
     "profile",
     "control",
     "name",
@@ -184,8 +186,16 @@ fn arguments(matches: &ArgMatches, settings: &Settings, workers: u32) -> Vec<OsS
     }
     let number = format!("--workers={workers}");
     let most = format!("--max-workers={MOST_WORKERS}");
-    let fixed =
-        ["--adapt=off", "--profile=off", "--format=text", "--min-workers=1", &most, &number];
+    let fixed = [
+        "--adapt=off",
+        "--guard=off",
+        "--max-worker-memory=off",
+        "--profile=off",
+        "--format=text",
+        "--min-workers=1",
+        &most,
+        &number,
+    ];
     args.extend(fixed.map(OsString::from));
     args.push("--".into());
     args.extend(settings.command.iter().cloned());
@@ -220,8 +230,8 @@ impl Job<'_> {
 
     async fn calibrate(self) -> Result<u8, Failure> {
         let own = std::env::current_exe().context("cannot find our own program file")?;
-        let gauge = Gauge::new(self.resources);
-        let before = gauge.left(self.host);
+        let gauge = Gauge::find(self.host);
+        let before = left(&gauge.read(self.host));
         let load = self.load.to_string();
         let mut launcher =
             Launcher::start(&own, &self.args).context("cannot run our own program")?;

@@ -119,7 +119,17 @@ fn bind(settings: &Settings, address: &Address) -> Result<Listener, Failure> {
             Address::Tcp(address) => engine::holder(address.port()),
             Address::Unix(path) => engine::unix_holder(path),
         };
-        let holder = holder().map(|holder| format!("; {holder} listens there")).unwrap_or_default();
-        Failure::Other(anyhow!(error).context(format!("cannot listen on {address}{holder}")))
+        let hint = match (holder(), address) {
+            (Some(holder), _) => format!("; {holder} listens there"),
+            (None, Address::Port(_) | Address::Tcp(_))
+                if error.kind() == io::ErrorKind::PermissionDenied =>
+            {
+                "; ports below net.ipv4.ip_unprivileged_port_start (1024) need root or the capability \
+                 CAP_NET_BIND_SERVICE: choose a higher one"
+                    .to_owned()
+            }
+            _ => String::new(),
+        };
+        Failure::Other(anyhow!(error).context(format!("cannot listen on {address}{hint}")))
     })
 }

@@ -9,6 +9,7 @@ use super::run::{Prepared, Read};
 use super::size::{Sized, environment};
 use crate::engine::{self, Orders, Renewed};
 use crate::exit::Failure;
+use crate::fleet::Bounds;
 use crate::probe::{Host, Others, Resources};
 use crate::settings::Settings;
 use crate::sockets::{Address, Share};
@@ -66,10 +67,29 @@ impl Orders for Source {
 }
 
 impl Sized {
+    /// What a running fleet may make of it.
+    fn bounds(&self, settings: &Settings) -> Bounds {
+        let plan = &self.plan;
+        let headroom = settings.sizing.headroom.as_ref().and(plan.allows.headroom);
+        Bounds {
+            workers: plan.workers,
+            by_cpu: plan.allows.cpu,
+            most: plan.up_to.unwrap_or(plan.workers),
+            told: settings.sizing.workers.is_some(),
+            share: plan.worker_memory,
+            budget: plan.all_memory,
+            headroom,
+        }
+    }
+
     /// What the engine needs of it.
     pub(super) fn orders(&self, settings: &Settings) -> engine::Sized {
         let plan = &self.plan;
         let Resources { memory, cpu, tasks, .. } = &plan.resources;
+        let pretended = settings.what_if.memory.as_ref().map(|memory| memory.value);
+        // A file has an absolute path.
+        let by_platform = memory.limit.as_ref().filter(|limit| !limit.source.starts_with('/'));
+        let told = pretended.or(by_platform.map(|limit| limit.value));
         let memory = memory.limit.as_ref().or(memory.ram.as_ref());
         let from = |source: Option<&String>| {
             source.map(|source| format!(" ({source})")).unwrap_or_default()
@@ -81,10 +101,13 @@ impl Sized {
         let tasks = tasks.map(|fact| format!("{} tasks{}", fact.value, from(Some(&fact.source))));
         engine::Sized {
             workers: plan.workers,
+            bounds: self.bounds(settings),
             bound_by: plan.bound_by,
             plan: plan.to_json(),
             runtime: environment(settings, plan).into_iter().collect(),
             limits: memory.into_iter().chain([cpus]).chain(tasks).collect(),
+            cpus: cpu.usable,
+            told,
             budget: plan.all_memory,
             others: self.others.clone(),
         }

@@ -13,12 +13,12 @@ use super::orders::Source;
 use super::size::{self, Sized, directory, environment, size_beside};
 use super::way;
 use crate::engine::{
-    self, Adapt, Check, Config, Environment, Manager, Orders, Prefix, Resume, Surge, User,
+    self, Check, Config, Environment, Manager, Orders, Prefix, Resume, Surge, User,
 };
 use crate::exit::{Failure, SUCCESS, usage};
-use crate::fleet::{Policy, Readiness, Restart};
+use crate::fleet::{Adapt, Policy, Readiness, Restart};
 use crate::log;
-use crate::plan::MOST_WORKERS;
+use crate::plan::{self, MOST_WORKERS};
 use crate::probe::{Host, Others};
 use crate::report;
 use crate::settings::{Format, Ready, Settings, Switch, Watchdog, Workers};
@@ -217,7 +217,6 @@ fn configure(settings: &Settings, host: &Host, sized: &Sized, parts: Parts) -> C
         words: parts.words,
         orders: parts.orders,
         sized: sized.orders(settings),
-        adapt: if settings.sizing.adapts { Adapt::Auto } else { Adapt::Off },
         template: settings.workers.template,
         env: parts.env,
         policy: Policy {
@@ -234,6 +233,13 @@ fn configure(settings: &Settings, host: &Host, sized: &Sized, parts: Parts) -> C
             parallel: settings.workers.start_parallel,
             least: settings.sizing.min_workers.value,
             most: settings.sizing.max_workers.as_ref().map_or(MOST_WORKERS, |most| most.value),
+            adapt: match settings.sizing.adapt {
+                plan::Adapt::Auto => Adapt::Auto,
+                plan::Adapt::On => Adapt::On,
+                plan::Adapt::Off => Adapt::Off,
+            },
+            guard: settings.workers.guard,
+            most_memory: settings.workers.max_memory,
             lifetime: settings.workers.lifetime,
             seed: u64::from(std::process::id()),
         },

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 
 use super::{colored, print};
 use crate::calibrate::Profile;
-use crate::cli::{KEYS, Key};
+use crate::cli::is_variable;
 use crate::engine::{Environment, find};
 use crate::exit::{Failure, SUCCESS, usage};
 use crate::plan::{Plan, Profiled, Request, Runtime};
@@ -168,6 +168,7 @@ pub(super) fn request(
         recognised: found.map(|found| found.because.clone()),
         words: found.map(|found| found.words.clone()).unwrap_or_default(),
         runtime_env: settings.sizing.runtime_env,
+        adapt: settings.sizing.adapt,
         single_tree: settings.exec || settings.format == Format::Env,
         env: env.readable(),
     }
@@ -175,7 +176,7 @@ pub(super) fn request(
 
 /// What the workers inherit: our environment without our own settings, and the lines of `--env-file`.
 pub(super) fn inherited(settings: &Settings, host: &Host) -> Result<Environment, Failure> {
-    let mut env = Environment::inherit(host.env_all(), KEYS.iter().map(Key::variable));
+    let mut env = Environment::inherit(host.env_all(), is_variable);
     if let Some(file) = &settings.workers.env_file {
         for (name, value) in read_env_file(file)? {
             env.set(&name, value);

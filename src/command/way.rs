@@ -70,6 +70,7 @@ fn is_node_server(settings: &Settings, host: &Host) -> bool {
         || matches!(settings.workers.watchdog, Some(Watchdog::Http(_)));
     let fits = settings.balance.is_none_or(|balance| Share::Node.balances().contains(&balance));
     !settings.exec
+        && !settings.command.is_empty()
         && !by_port
         && fits
         && settings.listen.len() < 2

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use axum::body::{Body, Bytes};
+use axum::extract::rejection::BytesRejection;
 use axum::extract::{DefaultBodyLimit, Path, Query, State};
 use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::{IntoResponse, Response};
@@ -33,6 +34,7 @@ pub(crate) async fn serve(listener: std::os::unix::net::UnixListener, backend: B
 fn routes() -> Router<Backend> {
     Router::new()
         .route("/v1/status", get(|backend: State<Backend>| ask(backend, Ask::Status)))
+        .route("/v1/history", get(|backend: State<Backend>| ask(backend, Ask::History)))
         .route("/v1/plan", get(plan))
         .route("/v1/workers", get(workers))
         .route("/v1/events", get(events))
@@ -190,14 +192,24 @@ fn slot(text: &str) -> Result<u32, Response> {
     })
 }
 
+/// What came with a request, if it came whole.
+type Sent = Result<Bytes, BytesRejection>;
+
 #[expect(clippy::result_large_err, reason = "it is the answer")]
-fn body(bytes: &Bytes) -> Result<Value, Response> {
+fn body(bytes: &Sent) -> Result<Value, Response> {
+    let bytes = bytes.as_ref().map_err(|rejection| match rejection.status().as_u16() {
+        413 => refuse(
+            413,
+            format!("the body is larger than {} KiB; send less at once", LONGEST_BODY >> 10),
+        ),
+        status => refuse(status, format!("the body did not come whole: {rejection}")),
+    })?;
     serde_json::from_slice(bytes)
         .map_err(|error| refuse(400, format!("the body is no valid JSON: {error}")))
 }
 
 /// `{"workers": 4}`, `{"workers": "+1"}`, `{"workers": "auto"}`.
-async fn scale(backend: State<Backend>, bytes: Bytes) -> Response {
+async fn scale(backend: State<Backend>, bytes: Sent) -> Response {
     let value = match body(&bytes) {
         Ok(value) => value["workers"].clone(),
         Err(refused) => return refused,
@@ -213,7 +225,7 @@ async fn scale(backend: State<Backend>, bytes: Bytes) -> Response {
 }
 
 /// `{"signal": "USR1"}`, with `"worker": 2` for one alone.
-async fn signal(backend: State<Backend>, bytes: Bytes) -> Response {
+async fn signal(backend: State<Backend>, bytes: Sent) -> Response {
     let value = match body(&bytes) {
         Ok(value) => value,
         Err(refused) => return refused,
@@ -247,7 +259,7 @@ fn one(value: &Value) -> Result<Option<u32>, Response> {
 }
 
 /// `{"message": …}`, with `"worker": 2` for one alone.
-async fn send(backend: State<Backend>, bytes: Bytes) -> Response {
+async fn send(backend: State<Backend>, bytes: Sent) -> Response {
     let mut value = match body(&bytes) {
         Ok(value) => value,
         Err(refused) => return refused,

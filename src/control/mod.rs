@@ -18,13 +18,16 @@ pub(crate) use client::{Answer, Instance, NotOne, Selector};
 pub(crate) use follow::prefixed;
 pub(crate) use place::{Place, Socket};
 pub(crate) use wire::{
-    Connections, LastExit, Memory, RolloutStatus, SlotStatus, Status, WorkerStatus,
+    Adapted, Connections, GroupCpu, GroupMemory, GroupPoint, GroupStatus, History, LastExit,
+    Memory, RolloutStatus, SlotStatus, Status, WorkerPoint, WorkerStatus,
 };
 
 /// What is asked of the fleet.
 #[derive(Debug, PartialEq)]
 pub(crate) enum Ask {
     Status,
+    /// The last minutes of all workers.
+    History,
     Scale(Scale),
     /// Answered when it is over.
     Reload,

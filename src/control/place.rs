@@ -54,7 +54,10 @@ impl Socket {
                 for folder in folders() {
                     let path = folder.join(&name);
                     match private(&folder).and_then(|()| bind(&path)) {
-                        Ok(listener) => return Ok(Some(Self { listener, path, owns_file: true })),
+                        Ok(listener) => {
+                            clear_away(&folder);
+                            return Ok(Some(Self { listener, path, owns_file: true }));
+                        }
                         Err(error) => tried.push(format!("{}: {error}", folder.display())),
                     }
                 }
@@ -121,20 +124,35 @@ fn bind(path: &Path) -> io::Result<UnixListener> {
 
 /// Every socket of this user, in order; the files of launchers that were killed are cleared away.
 pub(crate) fn sockets() -> Vec<PathBuf> {
-    let mut found = Vec::new();
-    for folder in folders() {
-        let entries = fs::read_dir(&folder).into_iter().flatten().flatten();
-        let paths = entries.map(|entry| entry.path());
-        for path in paths.filter(|path| path.extension().is_some_and(|end| end == "sock")) {
-            match UnixStream::connect(&path) {
-                Ok(_) => found.push(path),
-                Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
-                    let _ = fs::remove_file(&path);
-                }
-                Err(_) => {}
-            }
-        }
-    }
+    let mut found: Vec<_> =
+        folders().iter().flat_map(|folder| files(folder)).filter(|path| answers(path)).collect();
     found.sort();
     found
+}
+
+/// Removes what launchers that were killed have left. Whose process is here is not asked: that would wake it.
+fn clear_away(folder: &Path) {
+    let lives =
+        |path: &Path| path.file_stem().is_some_and(|pid| Path::new("/proc").join(pid).exists());
+    for path in files(folder).filter(|path| !lives(path)) {
+        answers(&path);
+    }
+}
+
+fn files(folder: &Path) -> impl Iterator<Item = PathBuf> {
+    let entries = fs::read_dir(folder).into_iter().flatten().flatten();
+    entries
+        .map(|entry| entry.path())
+        .filter(|path| path.extension().is_some_and(|end| end == "sock"))
+}
+
+/// Whether somebody listens there. A file that nobody will ever answer on is removed.
+fn answers(path: &Path) -> bool {
+    match UnixStream::connect(path) {
+        Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
+            let _ = fs::remove_file(path);
+            false
+        }
+        connected => connected.is_ok(),
+    }
 }

@@ -9,13 +9,14 @@ use serde_json::json;
 use tokio::sync::{broadcast, mpsc, oneshot};
 use tracing::{debug, warn};
 
+use super::measure::{part, round};
 use super::spawn::send;
 use super::{Config, Engine, resume, usage};
 use crate::control::{
-    self, Ask, Backend, Call, Connections, LastExit, Memory, Place, Reply, RolloutStatus, Scale,
-    SlotStatus, Socket, Status, WorkerStatus,
+    self, Adapted, Ask, Backend, Call, Connections, LastExit, Memory, Place, Reply, RolloutStatus,
+    Scale, SlotStatus, Socket, Status, WorkerStatus,
 };
-use crate::fleet::{Event, FleetView, Kind, Note, SlotView, Time, Urgency, WorkerKey};
+use crate::fleet::{Change, Event, FleetView, Kind, Note, SlotView, Time, Urgency, WorkerKey};
 use crate::sockets::{self, Share};
 
 /// Calls that wait to be answered; more than anybody makes.
@@ -95,6 +96,13 @@ impl Control {
     }
 }
 
+fn json(value: &impl serde::Serialize) -> Reply {
+    match serde_json::to_value(value) {
+        Ok(value) => Reply::Json(value),
+        Err(error) => Reply::Refused(500, error.to_string()),
+    }
+}
+
 fn told(outcome: Result<(), String>) -> Reply {
     match outcome {
         Ok(()) => Reply::Json(json!({ "done": true })),
@@ -109,10 +117,11 @@ impl Engine {
             _ if changes && self.fleet.is_ending() => {
                 Reply::Refused(409, "the launcher is stopping".to_owned())
             }
-            Ask::Status => match serde_json::to_value(self.status()) {
-                Ok(status) => Reply::Json(status),
-                Err(error) => Reply::Refused(500, error.to_string()),
-            },
+            Ask::Status => {
+                self.look_when_asked();
+                json(&self.status())
+            }
+            Ask::History => json(&self.history()),
             Ask::Scale(scale) => self.scale(*scale),
             Ask::Reload | Ask::Restart(_) => return self.roll(ask, answer),
             Ask::Stop => {
@@ -133,12 +142,12 @@ impl Engine {
         let wanted = match scale {
             Scale::To(workers) => workers,
             Scale::By(more) => before.saturating_add_signed(more),
-            Scale::Auto => self.config.sized.workers,
+            Scale::Auto => self.config.sized.bounds.workers,
         };
         if scale == Scale::Auto {
             // What was learnt is forgotten, too.
-            self.oom.most = None;
-            self.tell(Event::Planned { workers: wanted, at_once: true });
+            let bounds = self.config.sized.bounds;
+            self.tell(Event::Planned { bounds, at_once: true });
             self.tell(Event::Free);
         } else {
             self.tell(Event::ResizeTo(wanted));
@@ -238,6 +247,8 @@ impl Engine {
             let running = self.running.get(&worker.key)?;
             let used = used.get(&running.pid.as_raw()).copied().unwrap_or_default();
             let slot = view.slots.iter().find(|slot| slot.id == worker.slot);
+            let known = self.measure.of(worker.key);
+            let private = part(used.private, known.share.unwrap_or(1.0));
             Some(WorkerStatus {
                 id: worker.slot,
                 pid: running.pid.as_raw(),
@@ -246,8 +257,16 @@ impl Engine {
                 generation: worker.generation,
                 uptime_seconds: seconds(now.saturating_sub(worker.started)),
                 restarts: slot.map_or(0, |slot| slot.restarts),
-                memory: Memory { private_bytes: used.private, shared_bytes: used.shared },
+                memory: Memory {
+                    private_bytes: private,
+                    shared_bytes: used.shared,
+                    peak_bytes: known.peak.map(|peak| peak.max(private)),
+                    p95_bytes: known.p95,
+                },
                 cpu_seconds: seconds(used.cpu),
+                cpu_now: known.cpu.map(round),
+                cpu_busiest: known.busiest.map(round),
+                delayed: known.delayed.map(round),
                 processes: used.processes,
                 connections: self.connections(worker.key),
                 status_text: running.status.clone(),
@@ -274,14 +293,23 @@ impl Engine {
             target: view.target,
             planned: view.planned,
             pinned: view.pinned,
+            adapted: view.change.and_then(|change| adapted(change, now)),
             upgrades: self.upgrades,
             upgrade_error: self.upgrade_error.clone(),
             bound_by: self.config.sized.bound_by.name().to_owned(),
             rollout: rollout(&view),
+            measured: self.measure.status(now),
             workers: workers.collect(),
             vacant: vacant.collect(),
         }
     }
+}
+
+/// The last change that was made by what was measured.
+fn adapted(change: Change, now: Time) -> Option<Adapted> {
+    let Change { at, from, to, why } = change;
+    let why = super::reasons::why(why?);
+    Some(Adapted { from, to, why, seconds_ago: seconds(now.saturating_sub(at)) })
 }
 
 fn rollout(view: &FleetView) -> Option<RolloutStatus> {

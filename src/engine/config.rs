@@ -7,7 +7,7 @@ use nix::sys::signal::Signal;
 
 use super::{Check, Environment, Manager, Surge, User};
 use crate::control::Place;
-use crate::fleet::Policy;
+use crate::fleet::{Bounds, Policy};
 use crate::plan::Bound;
 use crate::probe::Others;
 use crate::sockets::{Address, Balance, Listener, ProxyOptions, Share};
@@ -21,7 +21,6 @@ pub(crate) struct Config {
     pub(crate) orders: Box<dyn Orders>,
     /// The number of workers, and what comes with it.
     pub(crate) sized: Sized,
-    pub(crate) adapt: Adapt,
     /// Whether placeholders in the words are replaced.
     pub(crate) template: bool,
     pub(crate) env: Environment,
@@ -87,13 +86,6 @@ pub(crate) trait Orders {
     fn replan(&self) -> Result<Renewed, String>;
 }
 
-/// Whether the number follows limits that move.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Adapt {
-    Auto,
-    Off,
-}
-
 /// What may change while the fleet runs.
 pub(crate) struct Renewed {
     pub(crate) program: PathBuf,
@@ -106,6 +98,8 @@ pub(crate) struct Renewed {
 #[derive(Clone, Debug)]
 pub(crate) struct Sized {
     pub(crate) workers: u32,
+    /// What may be made of that.
+    pub(crate) bounds: Bounds,
     pub(crate) bound_by: Bound,
     /// The whole report, as JSON.
     pub(crate) plan: String,
@@ -113,6 +107,10 @@ pub(crate) struct Sized {
     pub(crate) runtime: Vec<(String, String)>,
     /// The limits that it was computed from, in words.
     pub(crate) limits: Vec<String>,
+    /// CPUs that may be used.
+    pub(crate) cpus: f64,
+    /// A limit of memory that no file tells, bytes: by the environment of a platform, or by `--memory`.
+    pub(crate) told: Option<u64>,
     /// Memory of all workers together, bytes.
     pub(crate) budget: Option<u64>,
     /// What was used when nothing of ours ran.

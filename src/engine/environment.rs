@@ -35,15 +35,13 @@ pub(crate) struct Environment {
 }
 
 impl Environment {
-    /// From what the launcher itself was given; `settings` names its own variables.
+    /// From what the launcher itself was given; `is_setting` knows its own variables.
     pub(crate) fn inherit(
         vars: &BTreeMap<OsString, OsString>,
-        settings: impl Iterator<Item = String>,
+        is_setting: impl Fn(&OsStr) -> bool,
     ) -> Self {
-        let mut vars = vars.clone();
-        for name in settings {
-            vars.remove(OsStr::new(&name));
-        }
+        let vars = vars.iter().filter(|(name, _)| !is_setting(name));
+        let vars = vars.map(|(name, value)| (name.clone(), value.clone())).collect();
         Self { vars, budget: None, cpus: 0.0 }
     }
 
@@ -142,7 +140,7 @@ mod tests {
             ("HOME", "/x"),
         ];
         let given = given.iter().map(|(k, v)| (OsString::from(k), OsString::from(v))).collect();
-        let env = Environment::inherit(&given, ["THRONG_WORKERS".to_owned()].into_iter());
+        let env = Environment::inherit(&given, |name| name == "THRONG_WORKERS");
         let env = env.without_ours().with_share(Some(4000), 16.0 / 3.0).of(worker(), Vec::new());
         let text: Vec<_> = env.iter().map(|entry| entry.to_str().unwrap()).collect();
         for want in [

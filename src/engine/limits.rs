@@ -7,19 +7,17 @@ use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use nix::errno::Errno;
 use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify};
-use nix::sys::time::TimeSpec;
-use nix::sys::timerfd::{ClockId, Expiration, TimerFd, TimerFlags, TimerSetTimeFlags};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 use tokio::time::Instant;
 use tracing::{debug, info, warn};
 
+use super::timer::{Timer, drained};
 use super::until;
 use super::watch::watch;
-use super::{Adapt, Engine, Renewed};
-use crate::fleet::{Event, Kind, LASTS};
+use super::{Engine, Renewed};
+use crate::fleet::{Adapt, Event, Kind, LASTS};
 use crate::probe::{Host, limit_files};
 
 /// Between two looks where nothing tells of itself.
@@ -27,10 +25,11 @@ const EVERY: Duration = Duration::from_secs(5);
 
 /// What is watched, and when the next look is due.
 pub(super) struct Limits {
+    /// Whether the number of workers moves with them.
+    follows: bool,
     watched: Option<Watched>,
-    /// Ticks where nothing tells of itself; none where the number is to stay. The kernel's own timer:
-    /// the runtime's wakes up several times on the way to a moment that is far away.
-    clock: Option<AsyncFd<OwnedFd>>,
+    /// Ticks where nothing tells of itself; none where the number is to stay.
+    clock: Option<Timer>,
     /// When the running workers are replaced, since what their runtimes were told at their start no longer
     /// holds.
     renew_at: Option<Instant>,
@@ -44,9 +43,11 @@ struct Watched {
 }
 
 impl Limits {
-    pub(super) fn new(adapt: Adapt) -> Self {
-        let follows = adapt == Adapt::Auto;
-        Self { watched: None, clock: follows.then(clock).flatten(), renew_at: None, failed: None }
+    /// `looks`: somebody goes by the clock, also where nothing follows the limits.
+    pub(super) fn new(adapt: Adapt, looks: bool) -> Self {
+        let follows = adapt != Adapt::Off;
+        let clock = (follows || looks).then(|| Timer::every(EVERY)).flatten();
+        Self { follows, watched: None, clock, renew_at: None, failed: None }
     }
 
     /// Returns when there is something to look at.
@@ -59,7 +60,7 @@ impl Limits {
         };
         let ticks = async {
             match &self.clock {
-                Some(clock) => drained(clock).await,
+                Some(clock) => clock.next().await,
                 None => std::future::pending().await,
             }
         };
@@ -83,26 +84,12 @@ impl Watched {
     }
 }
 
-/// A timer that ticks for ever.
-fn clock() -> Option<AsyncFd<OwnedFd>> {
-    let flags = TimerFlags::TFD_CLOEXEC | TimerFlags::TFD_NONBLOCK;
-    let clock = TimerFd::new(ClockId::CLOCK_MONOTONIC, flags).ok()?;
-    let every = Expiration::Interval(TimeSpec::from(EVERY));
-    clock.set(every, TimerSetTimeFlags::empty()).ok()?;
-    watch(OwnedFd::from(clock), Interest::READABLE).ok()
-}
-
-/// Returns when there was something to read, all of which is read: what it was makes no difference.
-async fn drained(fd: &AsyncFd<OwnedFd>) {
-    let Ok(mut ready) = fd.readable().await else { return std::future::pending().await };
-    let mut bytes = [0; 4096];
-    while matches!(nix::unistd::read(fd.get_ref(), &mut bytes), Ok(1..) | Err(Errno::EINTR)) {}
-    ready.clear_ready();
-}
-
 impl Engine {
     /// Computes again, and follows where that leads elsewhere.
     pub(super) fn look_at_limits(&mut self) {
+        if !self.limits.follows {
+            return;
+        }
         let now = Instant::now();
         // The first time, since who lives shorter need not pay for it (an end of watching costs the kernel
         // milliseconds); and after a move to another group.
@@ -138,9 +125,6 @@ impl Engine {
             return;
         }
         let less = renewed.sized.budget < before.budget;
-        if renewed.sized.budget > before.budget {
-            self.oom.most = None;
-        }
         let told = renewed.sized.runtime != before.runtime;
         let workers = renewed.sized.workers;
         info!(
@@ -161,7 +145,7 @@ impl Engine {
             self.limits.renew_at = Some(if less { now } else { now + LASTS });
         }
         debug!(event = "limits", told, less, "running workers are told: {told}");
-        let workers = self.oom.most.map_or(workers, |most| workers.min(most));
-        self.tell(Event::Planned { workers, at_once: false });
+        let bounds = self.config.sized.bounds;
+        self.tell(Event::Planned { bounds, at_once: false });
     }
 }

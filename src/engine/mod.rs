@@ -12,6 +12,7 @@ mod environment;
 mod guard;
 mod limits;
 mod manager;
+mod measure;
 mod notify;
 mod obey;
 mod oom;
@@ -21,6 +22,7 @@ mod output;
 mod ports;
 mod program;
 mod reap;
+mod reasons;
 mod resume;
 mod room;
 mod say;
@@ -31,6 +33,7 @@ mod spawn;
 mod standing;
 mod start;
 mod state;
+mod timer;
 mod upgrade;
 mod usage;
 mod user;
@@ -51,7 +54,7 @@ use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender};
 use tracing::error;
 
 pub(crate) use check::Check;
-pub(crate) use config::{Adapt, Config, Inspect, Orders, Prefix, Renewed, Sized};
+pub(crate) use config::{Config, Inspect, Orders, Prefix, Renewed, Sized};
 pub(crate) use environment::Environment;
 pub(crate) use manager::Manager;
 pub(crate) use open::run;
@@ -67,6 +70,7 @@ use answer::Control;
 use check::Look;
 use guard::Guard;
 use limits::Limits;
+use measure::Measure;
 use notify::{Message, NotifySocket};
 use oom::Oom;
 use output::{LAST_WORDS, Ring, Stream};
@@ -112,6 +116,7 @@ struct Engine {
     spawner: Spawner,
     sharing: Sharing,
     limits: Limits,
+    measure: Measure,
     oom: Oom,
     signals: Rc<Signals>,
     /// The workers' `NOTIFY_SOCKET`, which is also the mark of this run.
@@ -207,7 +212,12 @@ impl Engine {
                 Some((ask, answer)) = self.control.calls.recv() => self.answer(&ask, answer),
                 () = self.limits.next() => {
                     self.look_at_limits();
+                    self.look_by_the_clock();
                     busy = true;
+                }
+                notice = self.measure.next() => {
+                    self.look_soon(notice);
+                    busy |= self.measure.calm;
                 }
                 (worker, news) = self.sharing.next() => self.learn(worker, news),
                 message = heard(notify.as_deref()) => self.heard(message),
@@ -227,7 +237,7 @@ impl Engine {
     fn tell(&mut self, event: Event) {
         // What cannot be started is an event of its own, which may lead to more.
         let mut events = vec![event];
-        let mut aged = Vec::new();
+        let (mut aged, mut grown) = (Vec::new(), Vec::new());
         while let Some(event) = events.pop() {
             let actions = self.fleet.step(self.started.elapsed(), event);
             if self.fleet.is_ending() {
@@ -248,6 +258,7 @@ impl Engine {
                     Action::AskGroup(worker) => self.ask(worker, true),
                     Action::AbortLeader(worker) => self.abort_leader(worker),
                     Action::Aged { slot } => aged.push(slot),
+                    Action::Recycle { slot, fresh } => grown.push((slot, fresh)),
                     Action::Kill(worker) => self.kill(worker),
                     Action::Say(note) => {
                         self.say(note);
@@ -259,6 +270,9 @@ impl Engine {
         }
         for slot in aged {
             self.renew(Kind::Aged, Some(slot));
+        }
+        for (slot, fresh) in grown {
+            self.recycle(slot, fresh);
         }
     }
 
@@ -278,7 +292,7 @@ impl Engine {
                 self.look_for_life(worker);
             }
             Note::Leaving { worker, .. } | Note::Hung { worker, .. } => self.sharing.leaves(worker),
-            Note::Resized { to, .. } => self.sharing.resized(to),
+            Note::Resized { to, .. } | Note::Adapted { to, .. } => self.sharing.resized(to),
             Note::SlotFailed { slot, .. } | Note::SlotDone { slot } => self.sharing.vacant(slot),
             _ => self.control.note(note),
         }

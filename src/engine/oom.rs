@@ -1,34 +1,24 @@
 //! A worker that ends by KILL and was not killed by us: whether the kernel did it because memory ran out,
 //! and what follows from that.
 
-use std::time::Duration;
-
 use nix::sys::signal::Signal;
-use tokio::time::Instant;
-use tracing::{info, warn};
+use tracing::warn;
 
-use super::{Adapt, Engine};
+use super::Engine;
 use crate::fleet::{Ended, Event, WorkerKey};
-use crate::plan::Bound;
 use crate::probe::{Host, OomCause, OomLevel, oom_levels};
-use crate::units::{plural, show_size};
+use crate::units::show_size;
 
-/// Kills that come together have one cause.
-const TOGETHER: Duration = Duration::from_secs(10);
-
-/// What the kernel has counted so far, and what was learnt from it.
+/// What the kernel has counted so far.
 pub(super) struct Oom {
     levels: Vec<OomLevel>,
     /// Kills that no worker's end has been matched with yet, and where memory ran out.
     open: Option<OomCause>,
-    /// More workers than this were too many.
-    pub(super) most: Option<u32>,
-    learnt: Option<Instant>,
 }
 
 impl Oom {
-    pub(super) fn new(most: Option<u32>) -> Self {
-        Self { levels: Vec::new(), open: None, most, learnt: None }
+    pub(super) fn new() -> Self {
+        Self { levels: Vec::new(), open: None }
     }
 
     /// Takes in what was counted since the last look; the first one has nothing to compare with.
@@ -74,33 +64,7 @@ impl Engine {
             level = file,
             "worker {slot} (pid {pid}) was killed by the kernel for its memory: it had {had} at most, and {place}"
         );
-        self.learn_from_oom(slot);
-    }
-
-    /// Where the number is ours to choose, it was one too many.
-    fn learn_from_oom(&mut self, slot: u32) {
-        let now = Instant::now();
-        let told = self.config.sized.bound_by == Bound::Explicit;
-        let view = self.fleet.view(self.now());
-        let lately = self.oom.learnt.is_some_and(|at| now < at + TOGETHER);
-        if self.config.adapt == Adapt::Off || told || view.pinned || view.stopping || lately {
-            return;
-        }
-        let least = self.config.policy.least;
-        let fewer = view.target.saturating_sub(1).max(least);
-        self.oom.learnt = Some(now);
-        if fewer == view.target {
-            return;
-        }
-        self.oom.most = Some(fewer);
-        info!(
-            event = "learnt",
-            workers = fewer,
-            "{} instead of {}, because worker {slot} was killed for memory; a higher limit, a reload or scale auto tries more again",
-            plural(fewer, "worker"),
-            view.target
-        );
-        self.tell(Event::Planned { workers: fewer, at_once: false });
+        self.tell(Event::OutOfMemory { slot });
     }
 
     /// Kills that hit no worker of ours, but somebody whom one has started.

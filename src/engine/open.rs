@@ -20,6 +20,7 @@ use tracing::warn;
 use super::answer::Control;
 use super::guard::{self, Guard};
 use super::limits::Limits;
+use super::measure::Measure;
 use super::notify::NotifySocket;
 use super::oom::Oom;
 use super::sharing::Sharing;
@@ -28,7 +29,7 @@ use super::sink::{Sink, same_file};
 use super::spawn::{Spawner, forget_code, keep_zombies};
 use super::state::State;
 use super::{Config, Engine, OWN_LINES, Resume, obey, orphans, resume, upgrade};
-use crate::fleet::{Event, Fleet};
+use crate::fleet::{Adapt, Event, Fleet};
 use crate::log;
 
 /// Runs the fleet to its end and returns the exit status; goes on with what an earlier program left,
@@ -133,16 +134,17 @@ impl Engine {
         let fleet = match state {
             Some(state) => {
                 spawner.limits = state.limits;
-                Fleet::restore(policy, state.fleet.clone())
+                Fleet::restore(policy, config.sized.bounds, state.fleet.clone())
             }
-            None => Fleet::new(policy, config.sized.workers),
+            None => Fleet::new(policy, config.sized.bounds),
         };
         let elapsed = state.map_or(Duration::ZERO, |state| state.elapsed);
         let now = Instant::now();
         Ok(Self {
             fleet,
-            limits: Limits::new(config.adapt),
-            oom: Oom::new(state.and_then(|state| state.most)),
+            limits: Limits::new(config.policy.adapt, config.policy.guard),
+            measure: Measure::new(config.policy.adapt != Adapt::Off || config.policy.guard),
+            oom: Oom::new(),
             config,
             spawner,
             sharing,

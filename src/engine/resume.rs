@@ -84,7 +84,6 @@ impl Engine {
             elapsed: self.now(),
             fleet: self.fleet.save(),
             others: self.config.sized.others.clone(),
-            most: self.oom.most,
             workers: workers.collect(),
             streams,
             rings: rings.collect(),

@@ -26,11 +26,10 @@ impl Engine {
     pub(super) fn reload(&mut self) -> Result<(), String> {
         match self.config.orders.reload() {
             Ok(renewed) => {
-                let workers = renewed.sized.workers;
+                let bounds = renewed.sized.bounds;
                 self.take_orders(renewed);
-                self.oom.most = None;
                 self.renew(Kind::Reload, None);
-                self.tell(Event::Planned { workers, at_once: true });
+                self.tell(Event::Planned { bounds, at_once: true });
                 Ok(())
             }
             Err(why) => {
@@ -56,12 +55,19 @@ impl Engine {
 
     /// Replaces all workers, or the one of a slot.
     pub(super) fn renew(&mut self, kind: Kind, slot: Option<u32>) {
-        let surge = self.surge(slot);
+        let surge = self.surge(slot, None);
         self.tell(Event::Renew { kind, slot, surge });
     }
 
-    /// The surge that was chosen, less where there is no room for it, and says so.
-    fn surge(&self, slot: Option<u32>) -> u32 {
+    /// Replaces a worker that has too much memory by one that takes `fresh` bytes.
+    pub(super) fn recycle(&mut self, slot: u32, fresh: u64) {
+        let surge = self.surge(Some(slot), Some(fresh));
+        self.tell(Event::Renew { kind: Kind::Grown, slot: Some(slot), surge });
+    }
+
+    /// The surge that was chosen, less where there is no room for it, and says so. `fresh`: what a new worker takes,
+    /// where that is not what the largest has.
+    fn surge(&self, slot: Option<u32>, fresh: Option<u64>) -> u32 {
         let wanted = match self.config.surge {
             Surge::Most(0) => return 0,
             Surge::Most(most) => most,
@@ -78,6 +84,7 @@ impl Engine {
             }
         };
         let Some((room, each)) = self.memory_room() else { return wanted };
+        let each = fresh.unwrap_or(each).max(1);
         #[expect(clippy::cast_precision_loss, reason = "an estimate")]
         let fits = room as f64 / (each as f64 * MARGIN);
         #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "saturates")]
@@ -88,7 +95,7 @@ impl Engine {
                 surge = fits,
                 room_bytes = room,
                 worker_bytes = each,
-                "{} of memory are left and a worker has {}: {}",
+                "{} of memory are left and a worker takes {}: {}",
                 show_size(room),
                 show_size(each),
                 if fits == 0 {

@@ -73,6 +73,10 @@ impl Engine {
             Note::Stopping { workers } => {
                 info!(event = "stopping", workers, "stopping {}", plural(workers, "worker"));
             }
+            Note::Adapted { .. }
+            | Note::Recycled { .. }
+            | Note::AboveShare { .. }
+            | Note::NoRoom { .. } => self.say_measured(note),
             Note::Resized { from, to } => {
                 info!(event = "resized", from, to, "{} instead of {from}", plural(to, "worker"));
             }
@@ -196,6 +200,7 @@ fn say_rollout(note: Note) {
                 Kind::Reload => "reloading",
                 Kind::Restart => "restarting",
                 Kind::Aged => "renewing for its age",
+                Kind::Grown => "recycling for its memory",
             };
             let event = kind.name();
             let count = plural(workers, "worker");

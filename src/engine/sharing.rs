@@ -203,6 +203,14 @@ impl Sharing {
         }
     }
 
+    /// Clients whom we keep because nobody serves at the moment.
+    pub(super) fn held(&self) -> u32 {
+        match &self.way {
+            Way::Proxy(way) => way.held(),
+            Way::Off | Way::Fd(_) | Way::Reuseport(_) => 0,
+        }
+    }
+
     /// Sockets that workers have from us: there, the kernel answers for them.
     pub(super) fn ours(&self) -> HashSet<u64> {
         let mut found = HashSet::new();

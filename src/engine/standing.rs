@@ -93,7 +93,7 @@ impl Standing {
                     return Some(turn);
                 }
             }
-            Action::Aged { .. } => {}
+            Action::Aged { .. } | Action::Recycle { .. } => {}
             Action::Exit(_) => return self.stop(),
         }
         let all_decided = (1..=self.target).all(|slot| self.decided.contains(&slot));
@@ -125,7 +125,7 @@ impl Standing {
                 self.given_up.insert(*slot);
                 self.decided.insert(*slot);
             }
-            Note::Resized { to, .. } => self.target = *to,
+            Note::Resized { to, .. } | Note::Adapted { to, .. } => self.target = *to,
             Note::FirstStartsFailed { workers } => {
                 let workers = plural(*workers, "worker");
                 self.end = Some(format!("the start failed: {workers} ended before being ready"));

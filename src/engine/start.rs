@@ -31,6 +31,7 @@ impl Engine {
                     to.slot
                 );
                 self.running.insert(to.worker, running);
+                self.measure.started(self.now());
                 Ok(())
             }
             Err(error) => {

@@ -31,8 +31,6 @@ pub(super) struct State {
     pub(super) fleet: fleet::Saved,
     /// What was used when nothing of ours ran.
     pub(super) others: Others,
-    /// More workers than this were too many.
-    pub(super) most: Option<u32>,
     pub(super) workers: Vec<WorkerState>,
     /// By slot.
     pub(super) rings: BTreeMap<u32, RingState>,

@@ -5,27 +5,33 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use super::Fleet;
+use super::bounds::{Adapt, Bounds};
 use super::messages::Action;
+use super::why::Why;
 use super::worker::Time;
 
 /// How long more room has to last until it is used: a limit that is about to fall again costs starts
 /// and stops for nothing.
 pub(crate) const LASTS: Duration = Duration::from_secs(10);
 
-/// What the plan wants, and whether it is heeded.
+/// How many workers are wanted, and by whom.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Wish {
-    /// What it says now.
+    /// What the plan says now.
     pub(super) planned: u32,
+    /// What is wanted, as long as memory allows it: the plan's number, what was made of it since, or what
+    /// somebody has said. 0 from a program that knew no difference between this and the target.
+    #[serde(default)]
+    pub(super) level: u32,
     /// Somebody has said another number, which stays until he takes it back.
     pub(super) pinned: bool,
-    /// When the fleet grows to it.
+    /// When the fleet grows to what the plan says.
     grow_at: Option<Time>,
 }
 
 impl Wish {
     pub(super) fn new(planned: u32) -> Self {
-        Self { planned, pinned: false, grow_at: None }
+        Self { planned, level: planned, pinned: false, grow_at: None }
     }
 }
 
@@ -34,31 +40,43 @@ impl Fleet {
     pub(super) fn pin(&mut self, now: Time, workers: u32, actions: &mut Vec<Action>) {
         self.wish.pinned = true;
         self.wish.grow_at = None;
-        self.resize(now, workers, actions);
+        self.learnt.cap = None;
+        self.want(now, workers, None, actions);
     }
 
     /// He leaves it to the plan again.
     pub(super) fn free(&mut self, now: Time, actions: &mut Vec<Action>) {
         self.wish.pinned = false;
         self.wish.grow_at = None;
-        self.resize(now, self.wish.planned, actions);
+        self.want(now, self.wish.planned, None, actions);
     }
 
     pub(super) fn planned(
         &mut self,
         now: Time,
-        workers: u32,
+        bounds: Bounds,
         at_once: bool,
         actions: &mut Vec<Action>,
     ) {
-        let before = std::mem::replace(&mut self.wish.planned, workers);
+        let workers = bounds.workers;
+        let before = std::mem::replace(&mut self.learnt.bounds, bounds);
+        self.wish.planned = workers;
+        if at_once || bounds.more_memory_than(&before) {
+            self.learnt.forget_kills();
+        }
         if self.wish.pinned {
             return;
         }
-        if at_once || workers <= self.target {
+        let less = workers < before.workers || bounds.less_memory_than(&before);
+        let level = self.wish.level;
+        if at_once || (workers < level && (less || self.policy.adapt == Adapt::Off)) {
             self.wish.grow_at = None;
-            self.resize(now, workers, actions);
-        } else if workers < before || self.wish.grow_at.is_none() {
+            self.want(now, workers, None, actions);
+        } else if workers <= level {
+            // What was found out beyond the plan's number holds as long as nothing got less.
+            self.wish.grow_at = None;
+            self.want(now, level.min(self.highest()).max(workers), None, actions);
+        } else if workers < before.workers || self.wish.grow_at.is_none() {
             // What is less than it was a moment ago has to last anew.
             self.wish.grow_at = Some(now + LASTS);
         }
@@ -73,7 +91,25 @@ impl Fleet {
     pub(super) fn grow(&mut self, now: Time, actions: &mut Vec<Action>) {
         if self.grows_at().is_some_and(|at| now >= at) {
             self.wish.grow_at = None;
-            self.resize(now, self.wish.planned, actions);
+            self.want(now, self.wish.planned, None, actions);
         }
+    }
+
+    /// So many are wanted from now on; there are as many as memory allows.
+    pub(super) fn want(
+        &mut self,
+        now: Time,
+        level: u32,
+        why: Option<Why>,
+        actions: &mut Vec<Action>,
+    ) {
+        self.wish.level = level.clamp(self.policy.least, self.policy.most);
+        self.apply(now, why, actions);
+    }
+
+    /// Makes the number what is wanted, under what memory allows.
+    pub(super) fn apply(&mut self, now: Time, why: Option<Why>, actions: &mut Vec<Action>) {
+        let cap = self.learnt.cap.map_or(u32::MAX, |cap| cap.most);
+        self.resize(now, self.wish.level.min(cap), why, actions);
     }
 }

@@ -4,7 +4,9 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use super::bounds::{Adapt, Bounds, MostMemory};
 use super::measured::Sample;
+use super::why::{Excess, Why};
 use super::worker::{Ended, WorkerKey};
 
 /// Which ends are followed by a new start.
@@ -56,6 +58,12 @@ pub(crate) struct Policy {
     /// Bounds of the number of workers, 1 at least.
     pub(crate) least: u32,
     pub(crate) most: u32,
+    /// Whether the number follows what is measured.
+    pub(crate) adapt: Adapt,
+    /// Whether the guard acts before the kernel kills.
+    pub(crate) guard: bool,
+    /// Which workers are replaced for their memory.
+    pub(crate) most_memory: MostMemory,
     /// No start later than this.
     pub(crate) lifetime: Option<Duration>,
     /// Of the jitter.
@@ -84,8 +92,10 @@ pub(crate) enum Event {
     /// Run as many workers as the plan says.
     Free,
     /// What there is allows so many workers now. Fewer at once; more when that has held for a while, or
-    /// also `at_once`.
-    Planned { workers: u32, at_once: bool },
+    /// also `at_once`, which forgets what was learnt of memory.
+    Planned { bounds: Bounds, at_once: bool },
+    /// The kernel killed the worker of this slot for memory.
+    OutOfMemory { slot: u32 },
     /// Replace every worker, or the one of `slot`. Up to `surge` new ones may run beside those that they
     /// replace; with none, the old one goes first.
     Renew { kind: Kind, slot: Option<u32>, surge: u32 },
@@ -143,15 +153,18 @@ pub(crate) enum Kind {
     Restart,
     /// One, for its age.
     Aged,
+    /// One, for its memory.
+    Grown,
 }
 
 impl Kind {
-    /// `reload`, `restart` or `renewal`.
+    /// `reload`, `restart`, `renewal` or `recycling`.
     pub(crate) fn name(self) -> &'static str {
         match self {
             Self::Reload => "reload",
             Self::Restart => "restart",
             Self::Aged => "renewal",
+            Self::Grown => "recycling",
         }
     }
 }
@@ -184,6 +197,12 @@ pub(crate) enum Action {
     /// The worker of this slot has reached its age: find out what surge there is room for, and renew it.
     Aged {
         slot: u32,
+    },
+    /// The worker of this slot has too much memory: find out whether there is room for a new one, which takes
+    /// `fresh` bytes, beside it, and replace it.
+    Recycle {
+        slot: u32,
+        fresh: u64,
     },
     Say(Note),
     /// All is over.
@@ -263,6 +282,31 @@ pub(crate) enum Note {
     Resized {
         from: u32,
         to: u32,
+    },
+    /// The same, by what was measured.
+    Adapted {
+        from: u32,
+        to: u32,
+        why: Why,
+    },
+    /// A worker is replaced for its memory.
+    Recycled {
+        worker: WorkerKey,
+        slot: u32,
+        private: u64,
+        why: Excess,
+    },
+    /// It has had more than its share for long; told once.
+    AboveShare {
+        worker: WorkerKey,
+        slot: u32,
+        private: u64,
+        share: u64,
+    },
+    /// The box is about to be killed, and there is nobody to give up.
+    NoRoom {
+        used: u64,
+        limit: u64,
     },
     FirstStartsFailed {
         workers: u32,

@@ -6,10 +6,15 @@
 
 mod adapt;
 mod backoff;
+mod bounds;
 mod due;
 mod ends;
 mod follow;
+mod guard;
+mod lives;
+mod looks;
 mod measured;
+mod memory;
 mod messages;
 mod requests;
 mod rollout;
@@ -17,6 +22,7 @@ mod saved;
 #[cfg(test)]
 mod tests;
 mod view;
+mod why;
 mod worker;
 
 use std::collections::BTreeMap;
@@ -25,6 +31,9 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use crate::exit;
+pub(crate) use adapt::Change;
+use adapt::Learnt;
+pub(crate) use bounds::{Adapt, Bounds, MostMemory};
 pub(crate) use follow::LASTS;
 use follow::Wish;
 pub(crate) use measured::{Cpu, Measured, Memory, Sample};
@@ -35,6 +44,7 @@ pub(crate) use messages::{
 use rollout::Rollout;
 pub(crate) use saved::Saved;
 pub(crate) use view::{FleetView, SlotView};
+pub(crate) use why::{Excess, Why};
 pub(crate) use worker::{Ended, Time, WorkerKey};
 use worker::{First, Phase, Slot, SlotState, Worker};
 
@@ -42,14 +52,17 @@ use worker::{First, Phase, Slot, SlotState, Worker};
 const STABLE: Duration = Duration::from_secs(5);
 /// How long a killed process may take to go, before it is left to the kernel.
 const GIVE_UP: Duration = Duration::from_secs(2);
+/// A stop that comes again so soon is the same one: GNU `timeout` signals its child and then its own group, in
+/// which the child is, microseconds later. Nobody's patience is that short.
+const SAME_STOP: Duration = Duration::from_millis(50);
 
 /// The stop that is under way.
 #[derive(Clone, Copy, Debug, Serialize, Deserialize)]
 struct Ending {
     /// Fixed, where it was not asked for.
     status: Option<u8>,
-    /// Whether somebody asked for it: asked again, it kills.
-    asked: bool,
+    /// When somebody asked for it first: asked again, it kills.
+    asked: Option<Time>,
     /// Whether a worker had to be killed.
     killed: bool,
 }
@@ -60,6 +73,7 @@ pub(crate) struct Fleet {
     policy: Policy,
     target: u32,
     wish: Wish,
+    learnt: Learnt,
     slots: BTreeMap<u32, Slot>,
     workers: BTreeMap<WorkerKey, Worker>,
     next_key: u64,
@@ -73,12 +87,13 @@ pub(crate) struct Fleet {
 }
 
 impl Fleet {
-    pub(crate) fn new(policy: Policy, workers: u32) -> Self {
+    pub(crate) fn new(policy: Policy, bounds: Bounds) -> Self {
         Self {
             random: fastrand::Rng::with_seed(policy.seed),
             policy,
-            target: workers,
-            wish: Wish::new(workers),
+            target: bounds.workers,
+            wish: Wish::new(bounds.workers),
+            learnt: Learnt::new(bounds),
             slots: BTreeMap::new(),
             workers: BTreeMap::new(),
             next_key: 0,
@@ -116,9 +131,10 @@ impl Fleet {
             }
             Event::ResizeTo(workers) => self.pin(now, workers, &mut actions),
             Event::Free => self.free(now, &mut actions),
-            Event::Planned { workers, at_once } => {
-                self.planned(now, workers, at_once, &mut actions);
+            Event::Planned { bounds, at_once } => {
+                self.planned(now, bounds, at_once, &mut actions);
             }
+            Event::OutOfMemory { slot } => self.out_of_memory(now, slot, &mut actions),
             Event::Renew { kind, slot, surge } => {
                 self.renew(now, kind, slot, surge, &mut actions);
             }

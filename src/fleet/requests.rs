@@ -1,16 +1,29 @@
 //! What is asked of the fleet: another size, a stop.
 
 use super::messages::{Action, Note, Urgency};
+use super::why::Why;
 use super::worker::{SlotState, Time, WorkerKey};
-use super::{Ending, Fleet};
+use super::{Ending, Fleet, SAME_STOP};
 
 impl Fleet {
-    pub(super) fn resize(&mut self, now: Time, workers: u32, actions: &mut Vec<Action>) {
+    /// `why`: what was measured, where that is what asks for it.
+    pub(super) fn resize(
+        &mut self,
+        now: Time,
+        workers: u32,
+        why: Option<Why>,
+        actions: &mut Vec<Action>,
+    ) {
         let workers = workers.clamp(self.policy.least, self.policy.most);
         if self.ending.is_some() || workers == self.target {
             return;
         }
-        actions.push(Action::Say(Note::Resized { from: self.target, to: workers }));
+        let (from, to) = (self.target, workers);
+        actions.push(Action::Say(match why {
+            Some(why) => Note::Adapted { from, to, why },
+            None => Note::Resized { from, to },
+        }));
+        self.learnt.changed(now, from, to, why);
         self.target = workers;
         let mut leaving = Vec::new();
         let mut gone = Vec::new();
@@ -36,8 +49,11 @@ impl Fleet {
     }
 
     pub(super) fn stop(&mut self, now: Time, urgency: Urgency, actions: &mut Vec<Action>) {
-        let asked_before = self.ending.is_some_and(|ending| ending.asked);
-        if asked_before || urgency == Urgency::Now {
+        let asked = self.ending.and_then(|ending| ending.asked);
+        if urgency == Urgency::Graceful && asked.is_some_and(|at| now < at + SAME_STOP) {
+            return;
+        }
+        if asked.is_some() || urgency == Urgency::Now {
             self.begin_end(None, actions);
             for key in self.keys() {
                 self.kill(now, key, actions);
@@ -48,7 +64,7 @@ impl Fleet {
         actions.push(Action::Say(Note::Stopping { workers }));
         self.begin_end(None, actions);
         if let Some(ending) = &mut self.ending {
-            ending.asked = true;
+            ending.asked = Some(now);
         }
         self.ask_all(now, actions);
     }
@@ -61,7 +77,7 @@ impl Fleet {
     }
 
     pub(super) fn begin_end(&mut self, status: Option<u8>, actions: &mut Vec<Action>) {
-        self.ending.get_or_insert(Ending { status, asked: false, killed: false });
+        self.ending.get_or_insert(Ending { status, asked: None, killed: false });
         if let Some(rollout) = self.rollout.take() {
             actions.push(Action::Say(Note::RolloutCut { kind: rollout.kind }));
         }

@@ -40,7 +40,7 @@ impl Fleet {
             Some(id) => self.slots.contains_key(&id).then_some(id).into_iter().collect(),
             None => self.slots.keys().copied().collect(),
         };
-        if ids.is_empty() || (kind == Kind::Aged && self.rollout.is_some()) {
+        if ids.is_empty() || (matches!(kind, Kind::Aged | Kind::Grown) && self.rollout.is_some()) {
             return;
         }
         if kind == Kind::Restart && self.rollout.is_some() {

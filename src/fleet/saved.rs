@@ -7,13 +7,16 @@ use serde::{Deserialize, Serialize};
 
 use super::rollout::Rollout;
 use super::worker::{Slot, Worker, WorkerKey};
-use super::{Ending, Fleet, Policy, Wish};
+use super::{Bounds, Ending, Fleet, Learnt, Policy, Wish};
 
 /// Everything that a fleet knows.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub(crate) struct Saved {
     target: u32,
     wish: Wish,
+    /// None from a program that learnt nothing.
+    #[serde(default)]
+    learnt: Option<Learnt>,
     slots: BTreeMap<u32, Slot>,
     workers: Vec<(WorkerKey, Worker)>,
     next_key: u64,
@@ -30,6 +33,7 @@ impl Fleet {
         Saved {
             target: self.target,
             wish: self.wish,
+            learnt: Some(self.learnt.clone()),
             slots: self.slots.clone(),
             workers: self.workers.iter().map(|(key, worker)| (*key, worker.clone())).collect(),
             next_key: self.next_key,
@@ -42,11 +46,18 @@ impl Fleet {
         }
     }
 
-    pub(crate) fn restore(policy: Policy, saved: Saved) -> Self {
+    pub(crate) fn restore(policy: Policy, bounds: Bounds, saved: Saved) -> Self {
+        let mut wish = saved.wish;
+        if wish.level == 0 {
+            wish.level = saved.target;
+        }
+        let mut learnt = saved.learnt.unwrap_or_else(|| Learnt::new(bounds));
+        learnt.bounds = bounds;
         Self {
             policy,
             target: saved.target,
-            wish: saved.wish,
+            wish,
+            learnt,
             slots: saved.slots,
             workers: saved.workers.into_iter().collect(),
             next_key: saved.next_key,

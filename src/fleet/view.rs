@@ -1,5 +1,6 @@
 //! What the fleet looks like from outside: a snapshot that decides nothing.
 
+use super::adapt::Change;
 use super::worker::{End, Phase, SlotState, Time, Worker, WorkerKey};
 use super::{Fleet, Kind, STABLE};
 
@@ -12,6 +13,8 @@ pub(crate) struct FleetView {
     pub(crate) planned: u32,
     pub(crate) pinned: bool,
     pub(crate) stopping: bool,
+    /// The last change of the number.
+    pub(crate) change: Option<Change>,
     /// The rollout that is under way, with the number of workers it has still to renew.
     pub(crate) rollout: Option<(Kind, usize)>,
     pub(crate) slots: Vec<SlotView>,
@@ -89,6 +92,7 @@ impl Fleet {
             planned: self.wish.planned,
             pinned: self.wish.pinned,
             stopping: self.ending.is_some(),
+            change: self.learnt.last,
             rollout: self
                 .rollout
                 .as_ref()

@@ -1,7 +1,7 @@
 //! The reasoning in words: each input with its file, what each resource allows, what to be warned of.
 
-use super::reason::{Given, Step};
-use super::sizing::{Headroom, Inputs, MemoryRoom, Outcome};
+use super::reason::{Adapt, Given, Step};
+use super::sizing::{Headroom, Inputs, MOST_WORKERS, MemoryRoom, Outcome};
 use super::whatif::rounding_words;
 use super::{Request, worker_memory, workers_per_cpu};
 use crate::probe::{Ceiling, Resources};
@@ -34,6 +34,20 @@ pub(crate) fn explain(
     told.settings(request, outcome);
     told.warn(resources, inputs, outcome);
     told
+}
+
+/// What may become of the number, for who wonders at it: "2 now, up to 4 once measured".
+pub(crate) fn outlook(now: u32, up_to: u32, request: &Request) -> String {
+    let known = request.worker_memory.is_some() || request.profile.is_some();
+    let what = if known { "under load" } else { "once measured" };
+    let most = match up_to {
+        MOST_WORKERS => "as many as memory holds".to_owned(),
+        most => format!("up to {most}"),
+    };
+    match request.adapt {
+        Adapt::On => format!("{now} now, {most} {what}, while the load shows that more help"),
+        _ => format!("{now} now, {most} {what}"),
+    }
 }
 
 impl Explained {

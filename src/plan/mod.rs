@@ -12,7 +12,7 @@ mod whatif;
 use std::collections::BTreeMap;
 
 pub use heroku::{Comparison, compare, nodejs, python};
-pub use reason::{Bound, Change, Choice, Edit, Given, MemoryEdit, Step, Variable};
+pub use reason::{Adapt, Bound, Change, Choice, Edit, Given, MemoryEdit, Step, Variable};
 pub use runtime::Runtime;
 pub use sizing::{Headroom, MOST_WORKERS, Rounding};
 
@@ -64,6 +64,8 @@ pub struct Request {
     pub runtime_env: bool,
     /// Whether the command forks the workers by itself (`--exec`).
     pub single_tree: bool,
+    /// Whether a running fleet may become another number than the one computed here.
+    pub adapt: Adapt,
     /// Variables that are set already, for the runtime limits not to overwrite.
     pub env: BTreeMap<String, String>,
 }
@@ -85,8 +87,36 @@ impl Default for Request {
             words: Vec::new(),
             runtime_env: true,
             single_tree: false,
+            adapt: Adapt::Off,
             env: BTreeMap::new(),
         }
+    }
+}
+
+/// How many workers each resource allows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Allows {
+    /// By memory, at the cost that was reckoned with; `None` where no limit is known.
+    pub memory: Option<u32>,
+    /// By the CPUs.
+    pub cpu: u32,
+    /// By the task limit, where there is one.
+    pub tasks: Option<u32>,
+    /// What stays free below the limit, bytes.
+    pub headroom: Option<u64>,
+}
+
+impl Allows {
+    /// The most that an adapting fleet may come to; `most` is what the user allows.
+    fn highest(&self, adapt: Adapt, most: Option<u32>, told_cost: bool) -> u32 {
+        let beyond = match adapt {
+            Adapt::Off => 0,
+            Adapt::Auto => self.cpu,
+            Adapt::On => MOST_WORKERS,
+        };
+        // A cost that was told is not measured away.
+        let memory = self.memory.filter(|_| told_cost);
+        [most, self.tasks, memory].into_iter().flatten().fold(beyond, u32::min)
     }
 }
 
@@ -103,6 +133,12 @@ pub struct Plan {
     pub worker_memory: Option<u64>,
     /// Memory for all workers together in bytes.
     pub all_memory: Option<u64>,
+    /// What each rule allows by itself.
+    pub allows: Allows,
+    /// How many workers there may be later, by `adapt`, where that is more than now.
+    pub up_to: Option<u32>,
+    /// The same in a sentence.
+    pub outlook: Option<String>,
     /// CPUs for one worker, a fraction.
     pub worker_cpus: f64,
     /// What the number was computed from.
@@ -159,6 +195,15 @@ fn plan(resources: Resources, request: &Request) -> Plan {
     } else {
         Vec::new()
     };
+    let allows = Allows {
+        memory: outcome.memory.as_ref().map(|room| room.workers),
+        cpu: outcome.by_cpu,
+        tasks: outcome.by_tasks,
+        headroom: outcome.memory.as_ref().map(|room| room.headroom),
+    };
+    let told = request.workers.is_some() || request.single_tree;
+    let highest = allows.highest(request.adapt, inputs.most, request.worker_memory.is_some());
+    let up_to = Some(highest).filter(|highest| !told && *highest > workers);
     let explained = explain::explain(&resources, request, &inputs, &outcome);
     let mut warnings = resources.warnings.clone();
     warnings.extend(explained.warnings);
@@ -168,6 +213,9 @@ fn plan(resources: Resources, request: &Request) -> Plan {
         shortage: explained.shortage,
         worker_memory,
         all_memory: budget,
+        allows,
+        outlook: up_to.map(|up_to| explain::outlook(workers, up_to, request)),
+        up_to,
         worker_cpus: resources.cpu.usable / f64::from(workers),
         steps: explained.steps,
         verdict: explained.verdict,

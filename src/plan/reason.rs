@@ -24,6 +24,17 @@ impl<T> Given<T> {
     }
 }
 
+/// Whether a running fleet follows what is measured (`--adapt`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Adapt {
+    /// Up to what the CPU rule allows, once the cost of a worker has been measured.
+    Auto,
+    /// Beyond the CPU rule, too, while the load shows that it helps.
+    On,
+    /// The number that was computed stays.
+    Off,
+}
+
 /// What kept the number from being larger (or smaller, for `MinWorkers`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "kebab-case")]

@@ -134,7 +134,9 @@ impl Host {
             SFlag::S_IFDIR => return Err(io::Error::from(io::ErrorKind::IsADirectory)),
             _ => return Err(io::Error::new(io::ErrorKind::InvalidInput, "not a regular file")),
         }
-        let mut content = Vec::new();
+        // Nearly all of them are smaller, and say nothing of their size: the buffer would grow in steps, a call
+        // for each.
+        let mut content = Vec::with_capacity(4096);
         File::from(fd).take(MAX_FILE).read_to_end(&mut content)?;
         Ok(content)
     }

@@ -57,6 +57,17 @@ pub(crate) fn locate(
     best(host, path, mounts.iter().filter(|m| m.version == *version && m.carries(controller)))
 }
 
+/// Our directory in the tree of v2, whatever controllers it has; none where it cannot be told.
+#[cfg(feature = "launcher")]
+pub(crate) fn unified(host: &Host, ours: &Membership, mounts: &[Mount]) -> Option<PathBuf> {
+    let path = ours.path(Version::V2, Controller::Memory)?;
+    let place = best(host, Some(path), mounts.iter().filter(|m| m.version == Version::V2))?;
+    if place.fit > Fit::ByPid {
+        return None;
+    }
+    place.chain.into_iter().next()
+}
+
 /// The best view of our group, with the levels above it that only a wider mount shows: they bind too.
 fn best<'a>(
     host: &Host,

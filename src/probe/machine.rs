@@ -37,7 +37,7 @@ impl Machine {
         machine
     }
 
-    fn probe_memory(&mut self, reader: &mut Reader<'_>) {
+    pub(super) fn probe_memory(&mut self, reader: &mut Reader<'_>) {
         let text = reader.content(Path::new(MEMINFO)).unwrap_or_default();
         let field = |name| meminfo(&text, name);
         let mut total = field("MemTotal").filter(|total| *total > 0);

@@ -6,6 +6,8 @@
 
 mod dynos;
 mod ecs;
+#[cfg(feature = "launcher")]
+mod gauge;
 mod host;
 mod levels;
 mod locate;
@@ -34,6 +36,8 @@ pub use parse::CpuSet;
 pub use resources::{Ceiling, Cpu, Memory, Resources, Tasks};
 pub use surroundings::Surrounding;
 
+#[cfg(feature = "launcher")]
+pub(crate) use gauge::{Gauge, Notices, Reading};
 #[cfg(feature = "launcher")]
 pub(crate) use host::{path_of, show};
 #[cfg(feature = "launcher")]

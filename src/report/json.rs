@@ -14,6 +14,7 @@ struct Report<'a> {
     schema: u32,
     workers: u32,
     bound_by: Bound,
+    up_to: Option<u32>,
     fits: bool,
     worker: Worker,
     resources: Resources<'a>,
@@ -110,6 +111,7 @@ impl<'a> Report<'a> {
             schema: 1,
             workers: plan.workers,
             bound_by: plan.bound_by,
+            up_to: plan.up_to,
             fits: plan.shortage.is_none(),
             worker: Worker { memory_bytes: plan.worker_memory, cpus: rounded(plan.worker_cpus) },
             resources: Resources {

@@ -2,8 +2,8 @@
 
 use std::fmt::Write;
 
-use crate::control::{LastExit, Status};
-use crate::units::{plural, printable, show_size};
+use crate::control::{GroupStatus, LastExit, Status};
+use crate::units::{plural, printable, show_number, show_size};
 
 /// The whole answer in text.
 pub(crate) fn status(status: &Status) -> String {
@@ -22,8 +22,19 @@ pub(crate) fn status(status: &Status) -> String {
     // Writing to a string does not fail.
     let _ = writeln!(text, "{}", cut(&head, 80));
     let _ = writeln!(text, "{}", cut(&command, 80));
+    if let Some(measured) = &status.measured {
+        for line in group(measured) {
+            let _ = writeln!(text, "{}", cut(&line, 80));
+        }
+    }
     if let Some(rollout) = &status.rollout {
         let _ = writeln!(text, "{} under way, {} to go", rollout.kind, rollout.left);
+    }
+    if let Some(adapted) = &status.adapted {
+        let (from, to, why) = (adapted.from, adapted.to, &adapted.why);
+        let ago = short(adapted.seconds_ago);
+        let line = format!("{to} instead of {from} since {ago}: {}", printable(why));
+        let _ = writeln!(text, "{}", cut(&line, 80));
     }
     let _ = writeln!(
         text,
@@ -31,11 +42,10 @@ pub(crate) fn status(status: &Status) -> String {
         "ID", "PID", "STATE", "UPTIME", "RESTARTS", "PRIVATE", "SHARED", "CPU", "CONN"
     );
     for worker in &status.workers {
-        let share = if worker.uptime_seconds > 0.0 {
-            format!("{:.0}%", worker.cpu_seconds / worker.uptime_seconds * 100.0)
-        } else {
-            "-".to_owned()
-        };
+        // Of now where somebody looks, else over its life.
+        let average = worker.cpu_seconds / worker.uptime_seconds;
+        let cpu = worker.cpu_now.or_else(|| (worker.uptime_seconds > 0.0).then_some(average));
+        let share = cpu.map_or_else(|| "-".to_owned(), percent);
         let line = format!(
             "{:>4} {:>7} {:8} {:>7} {:>8} {:>8} {:>8} {share:>4} {:>4}  {}",
             worker.id,
@@ -73,6 +83,40 @@ pub(crate) fn status(status: &Status) -> String {
     text
 }
 
+/// `memory 412 MiB of 512 MiB, CPU 0.42 of 2, 3 connections waiting`, in as many lines as it needs.
+fn group(measured: &GroupStatus) -> Vec<String> {
+    let mut parts = Vec::new();
+    if let Some(memory) = &measured.memory {
+        let (used, limit) = (show_size(memory.used_bytes), show_size(memory.limit_bytes));
+        parts.push(format!("memory {used} of {limit}"));
+        let stalled = memory.pressure.filter(|share| *share >= 0.005);
+        parts.extend(stalled.map(|share| format!("stalled {}", percent(share))));
+    }
+    let cpu = &measured.cpu;
+    if let Some(used) = cpu.used {
+        parts.push(format!("CPU {used:.2} of {}", show_number(cpu.usable)));
+    }
+    let throttled = cpu.throttled.filter(|share| *share >= 0.005);
+    parts.extend(throttled.map(|share| format!("throttled {}", percent(share))));
+    let waiting = measured.waiting_connections.filter(|waiting| *waiting > 0);
+    parts.extend(waiting.map(|waiting| format!("{} waiting", plural(waiting, "connection"))));
+    let mut lines: Vec<String> = Vec::new();
+    for part in parts {
+        match lines.last_mut() {
+            Some(line) if line.chars().count() + 2 + part.chars().count() <= 80 => {
+                line.push_str(", ");
+                line.push_str(&part);
+            }
+            _ => lines.push(part),
+        }
+    }
+    lines
+}
+
+fn percent(share: f64) -> String {
+    format!("{:.0}%", share * 100.0)
+}
+
 fn exit(last: Option<&LastExit>) -> String {
     last.map_or_else(|| "-".to_owned(), |last| last.text.replace("status ", ""))
 }
@@ -106,7 +150,7 @@ fn short(seconds: f64) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::control::{Memory, SlotStatus, WorkerStatus};
+    use crate::control::{GroupCpu, GroupMemory, Memory, SlotStatus, WorkerStatus};
 
     #[test]
     fn the_table_keeps_within_eighty_columns() {
@@ -120,8 +164,15 @@ mod tests {
             generation: 3,
             uptime_seconds: 400_000.0,
             restarts: 12_345,
-            memory: Memory { private_bytes: 1_234_567_890, shared_bytes: 999_999_999 },
+            memory: Memory {
+                private_bytes: 1_234_567_890,
+                shared_bytes: 999_999_999,
+                ..Memory::default()
+            },
             cpu_seconds: 399_000.0,
+            cpu_now: None,
+            cpu_busiest: None,
+            delayed: None,
             processes: 3,
             connections: Some(crate::control::Connections {
                 accepted: 123_456,
@@ -143,10 +194,12 @@ mod tests {
             target: 1000,
             planned: 4,
             pinned: false,
+            adapted: None,
             bound_by: "memory".to_owned(),
             upgrades: 0,
             upgrade_error: None,
             rollout: None,
+            measured: None,
             workers: vec![worker],
             vacant: vec![SlotStatus {
                 id: 2,
@@ -168,6 +221,41 @@ mod tests {
         assert!(row.ends_with("SIGKILL") && row.contains("100%"), "{row}");
         let row = text.lines().find(|line| line.contains("backoff")).unwrap();
         assert!(row.contains("in 12s") && row.ends_with("SIGKILL"), "{row}");
+    }
+
+    #[test]
+    fn what_all_of_them_use_is_short() {
+        let calm = GroupStatus {
+            seconds_ago: 1.0,
+            memory: None,
+            cpu: GroupCpu { usable: 1.5, used: None, throttled: None },
+            waiting_connections: None,
+            history: Vec::new(),
+        };
+        assert_eq!(group(&calm), [""; 0]);
+        let busy = GroupStatus {
+            memory: Some(GroupMemory {
+                limit_bytes: 512 << 20,
+                used_bytes: 412 << 20,
+                source: "/sys/fs/cgroup/memory.max".to_owned(),
+                pressure: Some(0.021),
+                limit_hits: 3,
+            }),
+            cpu: GroupCpu { usable: 1.5, used: Some(1.278), throttled: Some(0.5) },
+            waiting_connections: Some(3),
+            ..calm.clone()
+        };
+        assert_eq!(
+            group(&busy),
+            [
+                "memory 412 MiB of 512 MiB, stalled 2%, CPU 1.28 of 1.5, throttled 50%",
+                "3 connections waiting"
+            ]
+        );
+        let memory = busy.memory.map(|memory| GroupMemory { pressure: Some(0.001), ..memory });
+        let cpu = GroupCpu { throttled: Some(0.0), ..busy.cpu };
+        let idle = GroupStatus { memory, cpu, waiting_connections: Some(0), ..calm };
+        assert_eq!(group(&idle), ["memory 412 MiB of 512 MiB, CPU 1.28 of 1.5"]);
     }
 
     #[test]

@@ -24,6 +24,9 @@ pub(crate) fn render(subject: &Subject<'_>, color: bool) -> String {
     // Writing to a String cannot fail.
     let _ = writeln!(out, "{number}{}, {}", printable(subject.command), share(plan));
     let _ = writeln!(out, "{}", verdict(plan));
+    if let Some(outlook) = &plan.outlook {
+        let _ = writeln!(out, "{}.", printable(outlook));
+    }
     for warning in &plan.warnings {
         let _ = writeln!(out, "{} {}", paint(YELLOW, "warning:"), printable(warning));
     }
@@ -83,6 +86,7 @@ pub(crate) fn brief(plan: &Plan, subject: &str) -> Vec<String> {
         format!("{}{subject}, {}", plural(plan.workers, "worker"), share(plan)),
         verdict(plan),
     ];
+    lines.extend(plan.outlook.clone());
     lines.extend(
         plan.changes
             .first()

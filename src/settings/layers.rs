@@ -234,12 +234,11 @@ impl Layers<'_> {
 
     pub(super) fn addresses(&self, default: Option<&str>) -> Result<Vec<Address>, Failure> {
         let Some((texts, origin)) = self.all("listen")? else {
-            return Ok(default.and_then(Address::parse).into_iter().collect());
+            return Ok(default.and_then(|text| Address::parse(text).ok()).into_iter().collect());
         };
         let parse = |text: &String| {
-            Address::parse(text).ok_or_else(|| {
-                usage(format!("bad value \"{text}\" for {origin}: expected {}", Address::FORMS))
-            })
+            Address::parse(text)
+                .map_err(|why| usage(format!("bad value \"{text}\" for {origin}: {why}")))
         };
         let addresses: Vec<Address> = texts.iter().map(parse).collect::<Result<_, _>>()?;
         let again =

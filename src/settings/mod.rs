@@ -16,8 +16,8 @@ use nix::sys::stat::Mode;
 
 use crate::control::Place;
 use crate::exit::{Failure, usage};
-use crate::fleet::Restart;
-use crate::plan::{Choice, Given, Headroom, Rounding};
+use crate::fleet::{MostMemory, Restart};
+use crate::plan::{Adapt, Choice, Given, Headroom, Rounding};
 use crate::probe::Host;
 use crate::sockets::{Address, Balance, Share};
 use crate::units::{DURATION_FORMS, Fraction, SIZE_FORMS, parse_duration};
@@ -25,7 +25,7 @@ pub(crate) use env_file::read_env_file;
 use heroku::{web_concurrency, web_memory};
 use layers::{Layers, Origins, unknown_variables};
 pub(crate) use values::message;
-use values::{headroom, mode, positive, positive_size, ready, signal, watchdog, whole};
+use values::{headroom, max_memory, mode, positive, positive_size, ready, signal, watchdog, whole};
 
 /// On, off, or what the situation suggests.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -107,8 +107,8 @@ pub(crate) struct Sizing {
     pub(crate) headroom: Option<Given<Headroom>>,
     pub(crate) runtime_env: bool,
     pub(crate) strict: bool,
-    /// Whether the number follows what there is.
-    pub(crate) adapts: bool,
+    /// Whether the number follows what there is and what is measured.
+    pub(crate) adapt: Adapt,
 }
 
 /// Pretended limits, and another machine.
@@ -142,6 +142,9 @@ pub(crate) struct Workers {
     pub(crate) env_file: Option<PathBuf>,
     pub(crate) template: bool,
     pub(crate) max_age: Option<Duration>,
+    /// Whether the guard acts before the kernel kills.
+    pub(crate) guard: bool,
+    pub(crate) max_memory: MostMemory,
     pub(crate) before: Option<String>,
     /// How many may be starting at once; `None` is all.
     pub(crate) start_parallel: Option<u32>,
@@ -183,6 +186,7 @@ pub(crate) struct Operating {
 }
 
 const COUNT: &str = "a whole number from 1 to 10000";
+const MAX_MEMORY: &str = "off, auto (its share), or a size such as 512M";
 const READY: &str = "auto, spawn, notify, listen, http:/PATH or delay:DURATION";
 const WATCHDOG: &str = "off, a duration such as 10s, or http:/PATH";
 const SHARES: &[(&str, Option<Share>)] = &[
@@ -200,6 +204,7 @@ const BALANCES: &[(&str, Option<Balance>)] = &[
     ("round-robin", Some(Balance::RoundRobin)),
     ("sticky-ip", Some(Balance::StickyIp)),
 ];
+const ADAPTS: &[(&str, Adapt)] = &[("auto", Adapt::Auto), ("on", Adapt::On), ("off", Adapt::Off)];
 const UPSTREAMS: &[(&str, bool)] = &[("port", false), ("unix", true)];
 const SWITCH: &[(&str, Switch)] =
     &[("auto", Switch::Auto), ("on", Switch::On), ("off", Switch::Off)];
@@ -283,10 +288,37 @@ impl Settings {
         if let Some(asked) = asked.filter(|asked| *asked < least) {
             return Err(clash(("min-workers", least), ("workers", asked)));
         }
+        self.check_adapting(asked)?;
         if self.output.quiet && self.output.verbose {
             let (quiet, verbose) = (self.origin("quiet"), self.origin("verbose"));
             return Err(usage(format!(
                 "{quiet} and {verbose} contradict each other; leave one out"
+            )));
+        }
+        Ok(())
+    }
+
+    /// A number that moves is not told, and a guard that is off replaces nobody.
+    fn check_adapting(&self, asked: Option<u32>) -> Result<(), Failure> {
+        let adapt = self.origin("adapt");
+        if self.sizing.adapt == Adapt::On {
+            if let Some(workers) = asked {
+                let told = self.origin("workers");
+                return Err(usage(format!(
+                    "{adapt} (on) moves the number of workers, and {told} ({workers}) says it; leave one out, or give --min-workers and --max-workers"
+                )));
+            }
+            if self.exec {
+                let exec = self.origin("exec");
+                return Err(usage(format!(
+                    "{adapt} (on) starts and stops workers, and with {exec} the command does that by itself; leave one out"
+                )));
+            }
+        }
+        if !self.workers.guard && self.workers.max_memory != MostMemory::Off {
+            let (guard, most) = (self.origin("guard"), self.origin("max-worker-memory"));
+            return Err(usage(format!(
+                "{guard} (off) and {most} contradict each other: it is the guard that replaces workers for their memory; leave one out"
             )));
         }
         Ok(())
@@ -324,7 +356,7 @@ impl Sizing {
             headroom: layers.given("headroom", &share, headroom)?,
             runtime_env: layers.choice_or("runtime-env", &[("on", true), ("off", false)], true)?,
             strict: layers.switch("strict")?,
-            adapts: layers.choice_or("adapt", &[("auto", true), ("off", false)], true)?,
+            adapt: layers.choice_or("adapt", ADAPTS, Adapt::Auto)?,
         })
     }
 }
@@ -382,6 +414,10 @@ impl Workers {
             env_file: layers.path("env-file")?,
             template: layers.switch("template")?,
             max_age: value(layers.given("max-worker-age", DURATION_FORMS, parse_duration)?),
+            guard: layers.choice_or("guard", &[("on", true), ("off", false)], true)?,
+            max_memory: layers
+                .given("max-worker-memory", MAX_MEMORY, max_memory)?
+                .map_or(MostMemory::Off, |given| given.value),
             before: layers.text("before")?.filter(|text| !text.trim().is_empty()),
             start_parallel: parallel.or(None).map(|given| given.value),
             surge: surge.or(None).map(|given| given.value),

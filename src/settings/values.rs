@@ -4,6 +4,7 @@ use nix::sys::signal::Signal;
 use nix::sys::stat::Mode;
 
 use super::{Ready, Watchdog};
+use crate::fleet::MostMemory;
 use crate::plan::{Headroom, MOST_WORKERS};
 use crate::units::{parse_duration, parse_signal, parse_size};
 
@@ -17,6 +18,15 @@ pub(super) fn whole(text: &str) -> Option<u32> {
 /// A size that is not zero.
 pub(super) fn positive_size(text: &str) -> Option<u64> {
     parse_size(text).filter(|bytes| *bytes > 0)
+}
+
+/// `off`, `auto`, a size.
+pub(super) fn max_memory(text: &str) -> Option<MostMemory> {
+    match text {
+        "off" => Some(MostMemory::Off),
+        "auto" => Some(MostMemory::Share),
+        size => positive_size(size).map(MostMemory::Size),
+    }
 }
 
 pub(super) fn positive(text: &str) -> Option<f64> {

@@ -29,21 +29,31 @@ pub(crate) enum Address {
     Unix(PathBuf),
 }
 
-impl Address {
-    pub(crate) const FORMS: &'static str = "3000, 127.0.0.1:3000, [::]:3000 or unix:PATH";
+/// `sun_path` holds 108 bytes with the end mark (`unix(7)`).
+const LONGEST_PATH: usize = 107;
 
-    pub(crate) fn parse(text: &str) -> Option<Self> {
+impl Address {
+    const FORMS: &'static str = "3000, 127.0.0.1:3000, [::]:3000 or unix:PATH";
+
+    /// The error tells what is wrong with the text.
+    pub(crate) fn parse(text: &str) -> Result<Self, String> {
         let text = text.trim();
-        if let Some(path) = text.strip_prefix("unix:") {
-            // The kernel's sun_path holds 108 bytes with the end mark.
-            return (!path.is_empty() && path.len() < 108).then(|| Self::Unix(PathBuf::from(path)));
+        if let Some(path) = text.strip_prefix("unix:").filter(|path| !path.is_empty()) {
+            if path.len() > LONGEST_PATH {
+                return Err(format!(
+                    "the path has {} bytes, and the kernel takes {LONGEST_PATH} for a socket; use a shorter one",
+                    path.len()
+                ));
+            }
+            return Ok(Self::Unix(PathBuf::from(path)));
         }
         if let Ok(address) = text.parse() {
-            return Some(Self::Tcp(address));
+            return Ok(Self::Tcp(address));
         }
         let port = text.strip_prefix(':').unwrap_or(text);
         let plain = !port.is_empty() && port.bytes().all(|b| b.is_ascii_digit());
-        plain.then(|| port.parse().ok().map(Self::Port)).flatten()
+        let port = plain.then(|| port.parse().ok()).flatten();
+        port.map(Self::Port).ok_or_else(|| format!("expected {}", Self::FORMS))
     }
 
     /// Whether the kernel chooses the port.
@@ -270,14 +280,16 @@ mod tests {
 
     #[test]
     fn addresses() {
-        assert_eq!(Address::parse("3000"), Some(Address::Port(3000)));
-        assert_eq!(Address::parse(":3000"), Some(Address::Port(3000)));
+        assert_eq!(Address::parse("3000"), Ok(Address::Port(3000)));
+        assert_eq!(Address::parse(":3000"), Ok(Address::Port(3000)));
         assert_eq!(Address::parse("127.0.0.1:3000").unwrap().to_string(), "127.0.0.1:3000");
         assert_eq!(Address::parse("[::]:3000").unwrap().to_string(), "[::]:3000");
         assert_eq!(Address::parse("unix:/run/a.sock").unwrap().to_string(), "unix:/run/a.sock");
         for bad in ["", "x", "70000", "-1", "+80", "127.0.0.1", "unix:", "localhost:80"] {
-            assert_eq!(Address::parse(bad), None, "{bad}");
+            assert!(Address::parse(bad).unwrap_err().starts_with("expected 3000,"), "{bad}");
         }
+        let path = |length| Address::parse(&format!("unix:{}", "x".repeat(length)));
+        assert!(path(107).is_ok() && path(108).unwrap_err().contains("108 bytes"));
     }
 
     #[test]

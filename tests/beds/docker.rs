@@ -160,10 +160,11 @@ impl Engine {
         format!("env DOCKER_CONFIG={} {}", self.folder.path().display(), quoted.join(" "))
     }
 
-    /// Starts a container in the background.
+    /// Starts a container in the background; without a network, if nothing else is said.
     pub(crate) fn start_container(&self, limits: &[&str], args: &[&str]) -> Container<'_> {
-        let id =
-            self.docker(&[&["run", "-d", "--network", "none"], limits, &[IMAGE], args].concat());
+        let said = limits.contains(&"--network");
+        let network = if said { &[][..] } else { &["--network", "none"] };
+        let id = self.docker(&[&["run", "-d"], network, limits, &[IMAGE], args].concat());
         let mut logs = self.client();
         // What the launcher says itself stays out of it.
         logs.args(["logs", "-f", &id]).stderr(Stdio::null());

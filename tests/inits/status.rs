@@ -1,5 +1,7 @@
 //! How the command ends, and what a stop does.
 
+use std::time::Duration;
+
 use nix::sys::signal::Signal::{SIGINT, SIGSTOP, SIGTERM};
 use nix::sys::signal::kill;
 
@@ -77,6 +79,8 @@ pub(crate) fn twice(init: Init) -> String {
     let (mut scene, _) = Setting::new(init).ours(&["--grace", "1h"]).listener("");
     scene.signal(SIGTERM);
     scene.wait("got it 15");
+    // Nearer together they are one stop for us, as `timeout` sends it.
+    std::thread::sleep(Duration::from_millis(60));
     scene.signal(SIGTERM);
     match scene.next(&["got it 15"], WATCH) {
         Next::End(status) => format!("KILL, {status}"),

@@ -22,7 +22,7 @@ impl Fleet {
     }
 
     /// One exchange by hand: the whole answer.
-    fn raw(&self, request: &str) -> String {
+    pub(crate) fn raw(&self, request: &str) -> String {
         let mut stream = UnixStream::connect(self.socket()).unwrap();
         stream.write_all(request.as_bytes()).unwrap();
         let mut answer = String::new();
@@ -268,7 +268,11 @@ fn what_makes_no_sense_is_refused_with_a_reason() {
         assert!(answer.contains("{\"error\":\"") && answer.contains(text), "{path}: {answer}");
     }
     let large = "x".repeat(100 << 10);
-    assert!(fleet.post("/v1/scale", &large).starts_with("HTTP/1.1 413"));
+    let answer = fleet.post("/v1/scale", &large);
+    assert!(
+        answer.starts_with("HTTP/1.1 413") && answer.contains("larger than 64 KiB"),
+        "{answer}"
+    );
     for garbage in ["\0\0\0\r\n\r\n", "GET\r\n\r\n", "PUT / HTTP/9.9\r\n\r\n"] {
         assert!(fleet.raw(garbage).starts_with("HTTP/1.1 400"));
     }
@@ -313,6 +317,18 @@ fn other_users_are_refused() {
     let told = as_nobody(&fleet).stdout;
     assert!(told.contains("only the user of the launcher and root are admitted"), "{told}");
     assert_eq!(fleet.run.stop(), 0);
+}
+
+#[test]
+fn a_start_clears_away_what_killed_launchers_left() {
+    let told = alone(
+        "start() { throng-rs -q --workers 1 -- sleep 1000 & last=$!; until [ -S /run/throng-rs/$last.sock ]; do :; done; }
+start; kill -KILL $last; wait $last
+start; lives=$last
+start; ls /run/throng-rs | wc -l; [ -S /run/throng-rs/$lives.sock ] && echo lives
+kill $lives $last; wait",
+    );
+    assert_eq!(told.stdout.split_whitespace().collect::<Vec<_>>(), ["2", "lives"], "{told:?}");
 }
 
 /// In namespaces of its own, where /run is empty and nothing survives.

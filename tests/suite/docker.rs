@@ -3,6 +3,7 @@
 
 use crate::beds::docker::{Engine, within};
 use crate::beds::{Report, skip};
+use crate::load::Load;
 use crate::terminal::Session;
 use std::time::{Duration, Instant};
 
@@ -29,6 +30,7 @@ fn docker_engine() {
         ("a worker killed for memory", killed_worker),
         ("a reload without room for one more", no_room),
         ("limits that move", moving_limits),
+        ("limits that move under load", moving_under_load),
     ] {
         let started = Instant::now();
         println!("step: {name}");
@@ -249,5 +251,35 @@ fn moving_limits(engine: &Engine) {
     assert_eq!(gone, ["bye 3", "bye 4", "bye 5", "bye 6"], "the highest slots leave");
     let status = fleet.shell("/throng-rs status --format json");
     assert!(status.contains("\"target\":2"), "{status}");
+    assert!(fleet.stop() < STOPS);
+}
+
+/// Twice the memory and back while clients come: nobody is refused, cut off or killed for memory.
+fn moving_under_load(engine: &Engine) {
+    let sizing = ["--worker-memory", "64M", "--workers-per-cpu", "50"];
+    let args = [&["demo", "--listen", "127.0.0.1:0"], &sizing[..]].concat();
+    let mut fleet = engine.start_container(&["--network", "host", "-m", "512m"], &args);
+    let line = fleet.logs.wait("the address", 1, SOON, |line| line.contains("http://")).remove(0);
+    let address = line.split("http://").nth(1).and_then(|rest| rest.split('/').next()).unwrap();
+    let load = Load::on(address);
+    let is = |workers: usize| {
+        let status = fleet.shell("/throng-rs status --format json");
+        let status: serde_json::Value = serde_json::from_str(&status).unwrap();
+        status["ready"] == true && status["workers"].as_array().unwrap().len() == workers
+    };
+    assert!(within(SOON, || is(6)));
+    load.more(200);
+    for (limit, workers) in [("1g", 13), ("512m", 6)] {
+        engine.docker(&["update", "-m", limit, "--memory-swap", limit, &fleet.id]);
+        let started = Instant::now();
+        assert!(within(SOON, || is(workers)), "{workers} workers in {limit}");
+        println!("{workers} workers {:.1?} after the limit became {limit}", started.elapsed());
+        load.more(200);
+    }
+    let tally = load.end(1000);
+    assert!(tally.failed.is_empty(), "{:#?}", tally.failed);
+    let kills = "cd /sys/fs/cgroup; /bin/busybox cat memory.events memory/memory.oom_control 2>/dev/null || :";
+    let kills = fleet.shell(kills);
+    assert!(kills.lines().any(|line| line == "oom_kill 0"), "nobody was killed:\n{kills}");
     assert!(fleet.stop() < STOPS);
 }

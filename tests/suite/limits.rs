@@ -3,6 +3,7 @@
 
 use std::fs;
 use std::path::PathBuf;
+use std::process::Command;
 
 use nix::sys::signal::Signal;
 
@@ -26,7 +27,7 @@ impl Group {
         Some(group)
     }
 
-    fn limit(&self, bytes: u64) {
+    pub(crate) fn limit(&self, bytes: u64) {
         fs::write(self.0.join("memory.limit_in_bytes"), bytes.to_string()).unwrap();
     }
 
@@ -37,14 +38,19 @@ impl Group {
     }
 
     pub(crate) fn run(&self, args: &[&str]) -> Run {
+        Run::start(self.launcher().args(args))
+    }
+
+    /// A launcher that begins in here.
+    pub(crate) fn launcher(&self) -> Command {
         let binary = env!("CARGO_BIN_EXE_throng-rs");
         let procs = self.0.join("cgroup.procs");
         // A shell goes in first and becomes the launcher.
-        let mut shell = std::process::Command::new("sh");
+        let mut shell = Command::new("sh");
         let launcher = throng(&[]);
         shell.envs(launcher.get_envs().filter_map(|(name, value)| Some((name, value?))));
         shell.args(["-c", "echo $$ > \"$1\"; shift; exec \"$@\"", "sh"]).arg(procs).arg(binary);
-        Run::start(shell.args(args))
+        shell
     }
 }
 

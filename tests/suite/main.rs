@@ -20,6 +20,7 @@ mod launch;
 mod limits;
 mod load;
 mod manager;
+mod measured;
 mod messages;
 mod node;
 mod node_lives;

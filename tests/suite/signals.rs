@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::process::Command;
+use std::time::Duration;
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -52,6 +53,8 @@ fn a_second_signal_and_quit_kill_at_once() {
         run.wait_for(2, "up");
         run.signal(first);
         run.wait_log("stopping");
+        // What comes within 50 ms is the same stop again, and nothing tells that they are over.
+        std::thread::sleep(Duration::from_millis(60));
         run.signal(second);
         assert_eq!(run.end(), 137);
     }
@@ -59,6 +62,16 @@ fn a_second_signal_and_quit_kill_at_once() {
     run.wait_for(2, "up");
     run.signal(Signal::SIGQUIT);
     assert_eq!(run.end(), 137);
+}
+
+#[test]
+fn timeout_signals_twice_and_means_one_stop() {
+    let mut timeout = Command::new("timeout");
+    timeout.args(["1", env!("CARGO_BIN_EXE_throng-rs"), "--workers", "2", "--", "sh", "-c"]);
+    timeout.arg("trap 'sleep 0.2; echo bye; exit' TERM; while :; do sleep 0.05; done");
+    let mut run = Run::start(&mut timeout);
+    assert_eq!(run.end(), 124);
+    assert_eq!(run.text(Source::Out).matches("bye").count(), 2);
 }
 
 #[test]

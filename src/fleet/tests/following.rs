@@ -4,7 +4,7 @@ use super::super::follow::LASTS;
 use super::*;
 
 fn planned(workers: u32) -> Event {
-    Event::Planned { workers, at_once: false }
+    Event::Planned { bounds: Bounds::of(workers), at_once: false }
 }
 
 fn fleet(workers: u32) -> Bench {
@@ -67,6 +67,6 @@ fn bounds_hold_for_the_plan_too() {
     let mut bench = Bench::start(Policy { least: 2, most: 5, ..policy(Restart::Always) }, 3);
     bench.event(planned(1));
     assert_eq!(bench.fleet.target(), 2);
-    bench.event(Event::Planned { workers: 9, at_once: true });
+    bench.event(Event::Planned { bounds: Bounds::of(9), at_once: true });
     assert_eq!(bench.fleet.target(), 5);
 }

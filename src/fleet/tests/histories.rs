@@ -28,6 +28,9 @@ enum Fault {
         pick: usize,
         what: Told,
     },
+    /// Somebody has looked, and this is what he believes.
+    Measured(Vision),
+    OutOfMemory(u32),
     /// The launcher's program is replaced.
     Upgrade,
 }
@@ -54,7 +57,59 @@ fn faults() -> impl Strategy<Value = Fault> {
         2 => (prop::option::of(1u32..12), 0u32..3).prop_map(|(slot, surge)| Fault::Renew { slot, surge }),
         6 => (pick(), told).prop_map(|(pick, what)| Fault::Tell { pick, what }),
         1 => Just(Fault::Upgrade),
+        8 => visions().prop_map(Fault::Measured),
+        1 => (1u32..12).prop_map(Fault::OutOfMemory),
     ]
+}
+
+/// What somebody believes to have seen: any number at all, also of workers that nobody has.
+#[derive(Clone, Debug)]
+struct Vision {
+    span: u16,
+    memory: Option<(u64, u64, Option<f64>, u64)>,
+    cpu: (f64, f64, f64),
+    waiting: Option<u32>,
+    workers: Vec<(u64, u64, f64, Option<u32>)>,
+    strangers: u64,
+}
+
+/// Nonsense, and what could be.
+fn float() -> impl Strategy<Value = f64> {
+    prop_oneof![
+        1 => any::<f64>(),
+        1 => prop::sample::select(vec![f64::NAN, f64::INFINITY, -1.0, 0.0, f64::MAX]),
+        8 => 0.0..3.0f64,
+    ]
+}
+
+fn bytes() -> impl Strategy<Value = u64> {
+    prop_oneof![
+        1 => any::<u64>(),
+        1 => Just(0u64),
+        8 => (1u64..400).prop_map(|mib| mib << 20),
+    ]
+}
+
+fn visions() -> impl Strategy<Value = Vision> {
+    let waiting = prop::option::of(prop_oneof![0u32..3, any::<u32>()]);
+    let memory = (bytes(), bytes(), prop::option::of(float()), 0u64..3);
+    let worker = (bytes(), bytes(), float(), prop::option::of(0u32..5));
+    (
+        any::<u16>(),
+        prop::option::of(memory),
+        (float(), float(), float()),
+        waiting,
+        prop::collection::vec(worker, 0..LARGEST as usize),
+        0u64..3,
+    )
+        .prop_map(|(span, memory, cpu, waiting, workers, strangers)| Vision {
+            span,
+            memory,
+            cpu,
+            waiting,
+            workers,
+            strangers,
+        })
 }
 
 /// A process, as the kernel would have it.
@@ -72,6 +127,7 @@ struct Process {
 struct World {
     fleet: Fleet,
     policy: Policy,
+    bounds: Bounds,
     now: Time,
     processes: BTreeMap<WorkerKey, Process>,
     started: BTreeSet<WorkerKey>,
@@ -90,7 +146,11 @@ const LARGEST: u32 = 12;
 impl World {
     fn new(policy: Policy, workers: u32) -> Self {
         let mut world = Self {
-            fleet: Fleet::new(policy.clone(), workers),
+            fleet: Fleet::new(
+                policy.clone(),
+                Bounds { by_cpu: LARGEST / 2, most: LARGEST, ..Bounds::of(workers) },
+            ),
+            bounds: Bounds { by_cpu: LARGEST / 2, most: LARGEST, ..Bounds::of(workers) },
             policy,
             now: Time::ZERO,
             processes: BTreeMap::new(),
@@ -172,11 +232,61 @@ impl World {
             Action::Aged { slot } => {
                 events.push(Event::Renew { kind: Kind::Aged, slot: Some(slot), surge: 0 });
             }
+            Action::Recycle { slot, .. } => {
+                events.push(Event::Renew {
+                    kind: Kind::Grown,
+                    slot: Some(slot),
+                    surge: u32::from(self.now.as_millis().is_multiple_of(2)),
+                });
+            }
             Action::Say(_) => {}
             Action::Exit(status) => {
                 assert!(self.processes.is_empty(), "an end that leaves processes");
                 self.exited = Some(status);
             }
+        }
+    }
+
+    fn look(&mut self, vision: &Vision) {
+        let keys: Vec<_> = self.processes.keys().copied().collect();
+        let strangers = (0..vision.strangers).map(|key| WorkerKey(1_000_000 + key));
+        let keys = keys.into_iter().chain(strangers);
+        let workers = keys.zip(&vision.workers).map(|(worker, seen)| Measured {
+            worker,
+            private: seen.0,
+            peak: seen.1,
+            shared: seen.1,
+            cpu: seen.2,
+            busiest: seen.2,
+            delayed: seen.2,
+            active: seen.3,
+        });
+        let sample = Sample {
+            span: Duration::from_millis(u64::from(vision.span)),
+            memory: vision.memory.map(|(limit, used, stalled, hits)| Memory {
+                limit,
+                used,
+                stalled,
+                hits,
+            }),
+            cpu: Cpu { usable: vision.cpu.0, used: vision.cpu.1, throttled: vision.cpu.2 },
+            waiting: vision.waiting,
+            workers: workers.collect(),
+        };
+        let (before, pinned) = (self.fleet.target(), self.fleet.view(self.now).pinned);
+        self.event(Event::Measured(Box::new(sample)));
+        let after = self.fleet.target();
+        assert!(after <= before.max(LARGEST) && after >= self.policy.least, "{before} -> {after}");
+        let moves = self.policy.adapt != Adapt::Off && !pinned;
+        let may_return = after <= before || moves || self.policy.guard;
+        assert!(may_return, "{before} -> {after} by a look");
+        assert!(
+            moves || self.policy.guard || after == before,
+            "nobody may move it: {before} -> {after}"
+        );
+        if after > before && self.policy.adapt == Adapt::Auto && moves {
+            let planned = self.bounds.workers.max(self.bounds.by_cpu);
+            assert!(after <= planned, "{after} above the CPU rule");
         }
     }
 
@@ -212,7 +322,12 @@ impl World {
                 }
             }
             Fault::ResizeTo(workers) => self.event(Event::ResizeTo(workers)),
-            Fault::Planned(workers, at_once) => self.event(Event::Planned { workers, at_once }),
+            Fault::Planned(workers, at_once) => {
+                self.bounds = Bounds { by_cpu: LARGEST / 2, most: LARGEST, ..Bounds::of(workers) };
+                self.event(Event::Planned { bounds: self.bounds, at_once });
+            }
+            Fault::Measured(ref looks) => self.look(looks),
+            Fault::OutOfMemory(slot) => self.event(Event::OutOfMemory { slot }),
             Fault::Free => self.event(Event::Free),
             Fault::Renew { slot, surge } => {
                 let kind = if slot.is_some() { Kind::Restart } else { Kind::Reload };
@@ -245,7 +360,7 @@ impl World {
             Fault::Upgrade if self.exited.is_none() => {
                 let text = serde_json::to_string(&self.fleet.save()).unwrap();
                 let saved = serde_json::from_str(&text).unwrap();
-                self.fleet = Fleet::restore(self.policy.clone(), saved);
+                self.fleet = Fleet::restore(self.policy.clone(), self.bounds, saved);
             }
             Fault::Upgrade => {}
         }
@@ -276,7 +391,22 @@ fn policies() -> impl Strategy<Value = Policy> {
             let max_age = max_age.map(|age| age + 20 * SECOND);
             let watchdog = max_age.filter(|_| lenient);
             let drains = seed % 2 == 0;
-            Policy { drains, readiness, watchdog, max_age, parallel, seed, ..policy(restart) }
+            let adapt = [Adapt::Auto, Adapt::On, Adapt::Off][(seed / 2 % 3) as usize];
+            let guard = seed / 8 % 4 != 0;
+            let most_memory = [MostMemory::Off, MostMemory::Share, MostMemory::Size(50 << 20)]
+                [(seed / 64 % 3) as usize];
+            Policy {
+                drains,
+                readiness,
+                watchdog,
+                max_age,
+                parallel,
+                adapt,
+                guard,
+                most_memory,
+                seed,
+                ..policy(restart)
+            }
         })
 }
 

@@ -1,9 +1,11 @@
 //! The rules one by one; `histories` has them all at once under random events in virtual time.
 
+mod adapting;
 mod following;
 mod histories;
 mod ready;
 mod rolling;
+mod simulator;
 
 use std::time::Duration;
 
@@ -21,6 +23,9 @@ fn policy(restart: Restart) -> Policy {
         watchdog: None,
         max_age: None,
         parallel: None,
+        adapt: Adapt::Auto,
+        guard: true,
+        most_memory: MostMemory::Off,
         least: 1,
         most: 10_000,
         lifetime: None,
@@ -37,8 +42,11 @@ struct Bench {
 
 impl Bench {
     fn start(policy: Policy, workers: u32) -> Self {
-        let mut bench =
-            Self { fleet: Fleet::new(policy, workers), now: Time::ZERO, log: Vec::new() };
+        let mut bench = Self {
+            fleet: Fleet::new(policy, Bounds::of(workers)),
+            now: Time::ZERO,
+            log: Vec::new(),
+        };
         bench.event(Event::Start);
         bench
     }
@@ -182,6 +190,9 @@ fn a_stop_asks_then_kills_and_tells_which() {
 
     let mut bench = Bench::start(policy(Restart::Always), 1);
     bench.event(Event::Stop(Urgency::Graceful));
+    // `timeout` says it twice in a breath.
+    assert!(bench.event(Event::Stop(Urgency::Graceful)).is_empty());
+    bench.after(SAME_STOP);
     assert!(bench.event(Event::Stop(Urgency::Graceful)).contains(&Action::Kill(WorkerKey(1))));
     assert_eq!(exit_of(&bench.end(1, Ended::Signal(9))), Some(137));
 }

@@ -195,7 +195,11 @@ fn what_was_saved_goes_on_where_it_stood() {
     let mut bench = serving(2);
     bench.event(renew_all(1));
     let text = serde_json::to_string(&bench.fleet.save()).unwrap();
-    bench.fleet = Fleet::restore(policy(Restart::Always), serde_json::from_str(&text).unwrap());
+    bench.fleet = Fleet::restore(
+        policy(Restart::Always),
+        Bounds::of(2),
+        serde_json::from_str(&text).unwrap(),
+    );
     assert_eq!(asked(&bench.after(SECOND)), [1]);
     assert_eq!(spawns(&bench.end(1, Ended::Signal(15))), [(2, 2)]);
 }

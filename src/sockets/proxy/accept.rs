@@ -194,6 +194,13 @@ impl Core {
         }
     }
 
+    /// How many are kept.
+    pub(super) fn held(&mut self) -> u32 {
+        let waits =
+            |id: &&u32| self.conns.get_mut(**id).is_some_and(|conn| conn.state == State::Held);
+        u32::try_from(self.door.held.iter().filter(waits).count()).unwrap_or(u32::MAX)
+    }
+
     /// Clients who found no worker in time, said once in a while.
     pub(super) fn say_unserved(&mut self, more: u64) {
         self.door.unserved += more;

@@ -153,6 +153,11 @@ impl Proxy {
         self.core.borrow().workers.connections(key)
     }
 
+    /// Clients who wait for a worker.
+    pub(crate) fn held(&self) -> u32 {
+        self.core.borrow_mut().held()
+    }
+
     /// Everything, with the numbers of descriptors as they are.
     pub(crate) fn save(&self) -> Saved {
         self.core.borrow().save(self.places.dir())

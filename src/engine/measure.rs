@@ -1,0 +1,249 @@
+//! Looks at the running fleet: what each worker costs, how full the levels of memory are, how hard the kernel
+//! works for it, who waits outside. What one look finds is a [`Sample`] for the fleet, and a point in
+//! short histories for whoever asks.
+//!
+//! Where nothing happens the looks come with the clock of the limits, every five seconds; closer ones are this
+//! module's own, by [`pace`] or by what the kernel tells ([`notices`]). A look costs files: its CPU time
+//! bounds how soon the next one comes.
+
+mod history;
+mod notices;
+mod pace;
+mod process;
+mod processes;
+mod queues;
+mod tell;
+mod worker;
+
+use std::collections::{BTreeMap, HashSet};
+use std::time::Duration;
+
+use nix::time::{ClockId, clock_gettime};
+
+use super::timer::Timer;
+use crate::fleet::{Cpu, Measured, Memory, Sample, Time, WorkerKey};
+use crate::probe::{Gauge, Host, Reading};
+use history::Points;
+use notices::{Notice, Notices};
+use processes::Processes;
+use queues::Queues;
+pub(super) use tell::round;
+use worker::Worker;
+pub(super) use worker::{Known, part};
+
+/// The first look after a start, and the least time between a look and one that a notice wants.
+const FIRST: Duration = Duration::from_secs(1);
+const LEAST: Duration = Duration::from_millis(200);
+/// Between two exact looks at a worker's memory, of all workers together: they cost a hundred times as much.
+const EXACT: Duration = Duration::from_mins(1);
+/// The share of one CPU that they may cost.
+const EXACT_COST: u32 = 2000;
+
+/// All that is kept from look to look.
+pub(super) struct Measure {
+    /// Looks by itself, for the fleet; else when asked.
+    wanted: bool,
+    host: Host,
+    gauge: Option<Gauge>,
+    notices: Notices,
+    processes: Processes,
+    queues: Queues,
+    workers: BTreeMap<WorkerKey, Worker>,
+    last: Option<Last>,
+    points: Points<GroupPoint>,
+    exact_at: Time,
+    /// For the next look that does not come with the clock of the limits; made when it is first needed.
+    timer: Option<Timer>,
+    due: Option<Time>,
+    /// No look by the clock before this, for what the last one cost.
+    rest: Time,
+    /// Whether the last look found that nothing happens.
+    pub(super) calm: bool,
+}
+
+/// What the last look found.
+struct Last {
+    at: Time,
+    reading: Reading,
+    sample: Sample,
+    source: Option<String>,
+}
+
+#[derive(Clone, Copy)]
+struct GroupPoint {
+    memory: Option<Memory>,
+    cpu: Cpu,
+    waiting: Option<u32>,
+    workers: u32,
+}
+
+/// What there is to look at.
+struct Subject<'a> {
+    /// Every live worker, and the leader of its group.
+    workers: Vec<(WorkerKey, i32)>,
+    /// Listening sockets of ours, or that workers have from us.
+    sockets: HashSet<u64>,
+    /// Connections that we hold because nobody serves.
+    held: u32,
+    active: &'a dyn Fn(WorkerKey) -> Option<u32>,
+    /// CPUs that may be used.
+    usable: f64,
+    /// A limit that no file tells: by the environment of a platform, or by `--memory`.
+    told: Option<u64>,
+}
+
+impl Measure {
+    pub(super) fn new(wanted: bool) -> Self {
+        Self {
+            wanted,
+            host: Host::live(),
+            gauge: None,
+            notices: Notices::default(),
+            processes: Processes::new(),
+            queues: Queues::default(),
+            workers: BTreeMap::new(),
+            last: None,
+            points: Points::new(),
+            exact_at: Time::ZERO,
+            timer: None,
+            due: None,
+            rest: Time::ZERO,
+            calm: false,
+        }
+    }
+
+    /// Returns when it is time for a look, and what told so where it is not the time alone.
+    pub(super) async fn next(&mut self) -> Option<Notice> {
+        let ticks = async {
+            match &self.timer {
+                Some(timer) => timer.next().await,
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            () = ticks => {
+                self.due = None;
+                None
+            }
+            notice = self.notices.next() => Some(notice),
+        }
+    }
+
+    /// A worker has been started: its beginning is looked at.
+    pub(super) fn started(&mut self, now: Time) {
+        if self.wanted {
+            self.look_in(now, FIRST);
+        }
+    }
+
+    /// The next look comes so soon at the latest.
+    fn look_in(&mut self, now: Time, wait: Duration) {
+        if self.due.is_some_and(|at| at <= now + wait) {
+            return;
+        }
+        if self.timer.is_none() {
+            self.timer = Timer::new();
+        }
+        if let Some(timer) = &self.timer {
+            timer.set(wait);
+            self.due = Some(now + wait);
+        }
+    }
+
+    fn look(&mut self, now: Time, subject: &Subject<'_>) -> Sample {
+        let moved = |gauge: &Gauge| gauge.has_moved(&self.host);
+        if self.gauge.as_ref().is_some_and(moved) {
+            self.gauge = None;
+            // What was counted there compares with nothing here.
+            self.last = None;
+        }
+        let gauge = self.gauge.get_or_insert_with(|| Gauge::find(&self.host));
+        let reading = gauge.read(&self.host);
+        let span = self.last.as_ref().map_or(Duration::ZERO, |last| now.saturating_sub(last.at));
+        let leaders: HashSet<i32> = subject.workers.iter().map(|(_, leader)| *leader).collect();
+        let groups = self.processes.look(now, span, &leaders);
+        if self.processes.take_new() {
+            self.queues.forget_others();
+        }
+        self.workers.retain(|key, _| subject.workers.iter().any(|(live, _)| live == key));
+        let mut workers = Vec::with_capacity(subject.workers.len());
+        for (key, leader) in &subject.workers {
+            let group = groups.get(leader).copied().unwrap_or_default();
+            let worker = self.workers.entry(*key).or_insert_with(Worker::new);
+            workers.push(worker.take_in(now, span, *key, group, (subject.active)(*key)));
+        }
+        let members = || leaders.iter().flat_map(|leader| self.processes.members(*leader));
+        let waiting = self.queues.look(now, &subject.sockets, || members().collect());
+        let waiting = match (waiting, subject.held) {
+            (None, 0) => None,
+            (waiting, held) => Some(waiting.unwrap_or(0).saturating_add(held)),
+        };
+        let before = self.last.as_ref().map(|last| &last.reading);
+        let cpu = Cpu {
+            usable: subject.usable,
+            used: workers.iter().map(|worker| worker.cpu).sum(),
+            throttled: before.map_or(0.0, |before| reading.throttled_since(before)),
+        };
+        let (memory, source) = memory(&reading, before, span, subject.told, &workers).unzip();
+        let sample = Sample { span, memory, cpu, waiting, workers };
+        self.points.add(
+            now,
+            GroupPoint {
+                memory,
+                cpu,
+                waiting,
+                workers: u32::try_from(sample.workers.len()).unwrap_or(u32::MAX),
+            },
+        );
+        self.last = Some(Last { at: now, reading, sample: sample.clone(), source });
+        sample
+    }
+
+    /// Looks exactly at the worker for which that was longest ago, where it is time for one.
+    fn look_exactly(&mut self, now: Time, workers: &[(WorkerKey, i32)]) {
+        if now < self.exact_at {
+            return;
+        }
+        let last = |key: &WorkerKey| self.workers.get(key).and_then(|worker| worker.exact_at);
+        let Some((key, leader)) = workers.iter().min_by_key(|(key, _)| last(key)) else { return };
+        let begun = cpu_time();
+        let share = self.processes.true_share(*leader);
+        let cost = cpu_time().saturating_sub(begun);
+        self.exact_at = now + EXACT.max(cost * EXACT_COST);
+        if let Some(worker) = self.workers.get_mut(key) {
+            worker.learn(now, share);
+        }
+    }
+
+    /// What is known of a worker beyond this moment.
+    pub(super) fn of(&self, worker: WorkerKey) -> Known {
+        self.workers.get(&worker).map(Worker::known).unwrap_or_default()
+    }
+}
+
+/// The level with the least room, and what names it. A limit that no file tells counts the workers
+/// themselves.
+fn memory(
+    reading: &Reading,
+    before: Option<&Reading>,
+    span: Duration,
+    told: Option<u64>,
+    workers: &[Measured],
+) -> Option<(Memory, String)> {
+    let tightest = reading.tightest().map(|level| (level.limit, level.used, level.source.clone()));
+    let told = told.map(|limit| {
+        let private: u64 = workers.iter().map(|worker| worker.private).sum();
+        let shared = workers.iter().map(|worker| worker.shared).max().unwrap_or(0);
+        (limit, private.saturating_add(shared), "what was told of it".to_owned())
+    });
+    let room = |(limit, used, _): &(u64, u64, String)| limit.saturating_sub(*used);
+    let (limit, used, source) = tightest.into_iter().chain(told).min_by_key(room)?;
+    let stalled = before.and_then(|before| reading.stalled_since(before, span));
+    let hits = before.map_or(0, |before| reading.hits_since(before));
+    Some((Memory { limit, used, stalled, hits }, source))
+}
+
+/// That this thread has used.
+fn cpu_time() -> Duration {
+    clock_gettime(ClockId::CLOCK_THREAD_CPUTIME_ID).map_or(Duration::ZERO, Duration::from)
+}
