@@ -118,7 +118,9 @@ fn calibrate(nest: &Nest, kind: &Kind, size: &Size, profile: &str) -> anyhow::Re
     ensure!(ended.success(), "the calibration ends with {ended}: {text}");
     let told: Vec<&str> = text
         .lines()
-        .filter(|line| line.contains(" give ") || line.starts_with("one worker"))
+        .filter(|line| {
+            line.contains(" give ") || line.contains(" gives ") || line.starts_with("one worker")
+        })
         .collect();
     println!(
         "{:<13} {:<9} calibrated in {} s: {}",

@@ -60,8 +60,9 @@ pub(crate) fn table(curve: &Curve, counts_requests: bool) -> String {
     let knee = &curve.knee;
     let _ = writeln!(
         out,
-        "\n{} give {} {unit}: {why}",
+        "\n{} {} {} {unit}: {why}",
         plural(knee.workers, "worker"),
+        if knee.workers == 1 { "gives" } else { "give" },
         show_number((knee.rate * 100.0).round() / 100.0)
     );
     let _ = writeln!(

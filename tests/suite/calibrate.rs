@@ -85,7 +85,7 @@ fn what_is_found_is_taken_by_later_runs_of_the_same_command() {
     let run = here.done(&[&["--share", "fd", "--max-workers", "2"], SERVER].concat());
     assert_eq!(run.status, 0, "{}", run.stderr);
     assert!(
-        run.stdout.contains("workers give ") || run.stdout.contains("worker give"),
+        run.stdout.contains("workers give ") || run.stdout.contains("worker gives "),
         "{}",
         run.stdout
     );
