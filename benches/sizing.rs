@@ -5,6 +5,7 @@
 //! cargo bench --bench sizing -- --quick               # two boxes, four loads, one run of each
 //! cargo bench --bench sizing -- --brute               # the curves and the rules of others alone
 //! cargo bench --bench sizing -- --ours                # ours alone, beside the curves that are there
+//! cargo bench --bench sizing -- --ours --way adapt    # without the calibrations
 //! cargo bench --bench sizing -- --runs 1              # one run of each way of ours, and not three
 //! cargo bench --bench sizing -- --only sync-wait --size 256M-0.5
 //! cargo bench --bench sizing -- --check               # ends with 1 where a limit is exceeded
@@ -24,8 +25,10 @@ mod brute;
 mod common;
 #[path = "sizing/fleet.rs"]
 mod fleet;
+#[allow(dead_code, reason = "the benchmark of a leak uses the rest of it")]
 #[path = "sizing/kinds.rs"]
 mod kinds;
+#[allow(dead_code, reason = "as above")]
 #[path = "sizing/load.rs"]
 mod load;
 #[path = "sizing/methods.rs"]
@@ -77,6 +80,7 @@ struct Asked {
     /// Whether the curves of the last run are taken.
     curves: bool,
     runs: Option<usize>,
+    ways: Vec<String>,
     only: Vec<String>,
     size: Vec<String>,
 }
@@ -93,6 +97,7 @@ impl Asked {
                 "--ours" | "--curves" => asked.curves = true,
                 "--runs" => asked.runs = Some(value()?.parse().context("--runs wants a number")?),
                 "--only" => asked.only.push(value()?),
+                "--way" => asked.ways.push(value()?),
                 "--size" => asked.size.push(value()?),
                 // Cargo adds the first; the table looks at the second.
                 "--bench" | "--check" => {}
@@ -101,7 +106,8 @@ impl Asked {
         }
         let kinds: Vec<_> = KINDS.iter().map(|kind| kind.name).collect();
         let sizes: Vec<_> = SIZES.iter().map(|size| size.name).collect();
-        for (named, all) in [(&asked.only, &kinds), (&asked.size, &sizes)] {
+        let ways: Vec<_> = ours::WAYS.iter().map(|way| way.name).collect();
+        for (named, all) in [(&asked.only, &kinds), (&asked.size, &sizes), (&asked.ways, &ways)] {
             if let Some(name) = named.iter().find(|name| !all.contains(&name.as_str())) {
                 bail!("{name} is none of {}", all.join(", "));
             }
@@ -181,12 +187,11 @@ fn cell(
     let mut choices: Vec<_> = choices.collect();
     if !asked.brute {
         let runs = asked.runs.unwrap_or(if asked.quick { 1 } else { 3 });
-        for (method, options) in ours::WAYS {
-            let mut found = Vec::new();
-            for _ in 0..runs {
-                found.push(ours::run(nest, kind, size, rate, method, options)?);
-            }
-            choices.push(ours::median(method, found));
+        let asked_for = |way: &&ours::Way| {
+            asked.ways.is_empty() || asked.ways.iter().any(|name| name == way.name)
+        };
+        for way in ours::WAYS.iter().filter(asked_for) {
+            choices.push(way.choose(nest, kind, size, rate, runs)?);
         }
     }
     Ok(Cell { name, best, rate, choices })
@@ -212,7 +217,9 @@ impl Store {
     }
 
     fn keep(&mut self, name: &str, curve: &Curve) -> anyhow::Result<()> {
-        self.curves.insert(name.to_owned(), curve.clone());
+        if self.curves.insert(name.to_owned(), curve.clone()).as_ref() == Some(curve) {
+            return Ok(());
+        }
         let text = serde_json::to_string_pretty(&self.curves)?;
         fs::write(&self.path, text).with_context(|| format!("cannot write {}", self.path.display()))
     }

@@ -95,6 +95,12 @@ pub(crate) const KEYS: &[Key] = &[
         "auto|on|off",
         "Follow limits and the workers' measured memory, up to the CPU rule; on: beyond it, while the load shows that it helps; off: the printed number stays [default: auto]",
     ),
+    key(
+        SIZING,
+        "profile",
+        "FILE|off",
+        "Take what `throng-rs calibrate` has found from FILE [default: throng.profile.json beside throng.toml or here, if it is yours or root's]",
+    ),
     key(SIZING, "strict", "", "Exit with 3 where not even one worker fits"),
     key(WHAT_IF, "memory", "SIZE", "Pretend this memory limit, tighter or wider than the real one"),
     key(WHAT_IF, "cpus", "F", "Pretend this many CPUs"),
@@ -283,6 +289,18 @@ pub(crate) fn find(name: &str) -> Option<&'static Key> {
     KEYS.iter().find(|key| key.name == name)
 }
 
+/// What only `calibrate` asks: the name, its value, the help.
+const CALIBRATE: &[(&str, &str, &str)] = &[
+    (
+        "load",
+        "CMD",
+        "Put this load on the workers, by sh, at each step; it finds URL, PORT and WORKERS in its environment [default: clients of our own]",
+    ),
+    ("path", "PATH", "What our own clients ask for [default: /]"),
+    ("clients", "N", "How many of them ask at the same time [default: 64]"),
+    ("step", "DURATION", "How long each number of workers is measured under them [default: 4s]"),
+];
+
 /// Whether a variable is one of [`Key::variable`].
 pub(crate) fn is_variable(name: &OsStr) -> bool {
     name.as_encoded_bytes().starts_with(b"THRONG_")
@@ -308,6 +326,15 @@ pub(crate) fn command() -> Command {
         .defer(|doctor| {
             doctor.args(options()).arg(words("What the workers will run, with its arguments"))
         });
+    let calibrate = Command::new("calibrate")
+        .about("Find by trial, under load, what a worker costs and how many are enough; keep that for later runs")
+        .override_usage("throng-rs calibrate [--load CMD] [--listen ADDR] [OPTIONS] -- COMMAND [ARG]...")
+        .defer(|calibrate| {
+            let own = CALIBRATE.iter().map(|(name, value, help)| {
+                Arg::new(*name).long(*name).value_name(*value).help(*help).help_heading("Calibration")
+            });
+            calibrate.args(own).args(options()).arg(words("What the workers run, with its arguments"))
+        });
     // The server that `demo` runs in each worker.
     let server = Command::new("demo-server").hide(true);
     Command::new("throng-rs")
@@ -319,6 +346,7 @@ pub(crate) fn command() -> Command {
              throng-rs --dry-run [OPTIONS] [-- COMMAND [ARG]...]\n       \
              throng-rs table [OPTIONS] [heroku] [COMMAND [ARG]...]\n       \
              throng-rs doctor [OPTIONS] [-- COMMAND [ARG]...]\n       \
+             throng-rs calibrate [--load CMD] [OPTIONS] -- COMMAND [ARG]...\n       \
              throng-rs demo [OPTIONS]\n       \
              throng-rs status|scale|reload|restart|stop|signal|send|logs|events|upgrade [OPTIONS] [ARG]...",
         )
@@ -333,6 +361,7 @@ pub(crate) fn command() -> Command {
         .subcommand(table)
         .subcommand(demo)
         .subcommand(doctor)
+        .subcommand(calibrate)
         .subcommand(server)
         .subcommands(CONTROL.iter().map(Control::command))
         .disable_help_subcommand(true)

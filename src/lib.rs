@@ -63,6 +63,8 @@ compile_error!(
 );
 
 #[cfg(feature = "launcher")]
+mod calibrate;
+#[cfg(feature = "launcher")]
 mod cli;
 #[cfg(feature = "launcher")]
 mod command;

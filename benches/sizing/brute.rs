@@ -27,7 +27,7 @@ const FLAT: usize = 4;
 const GAIN: f64 = 1.03;
 
 /// What came out at one number.
-#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Point {
     /// Good answers a second.
     pub(crate) rate: f64,
@@ -44,7 +44,7 @@ impl Point {
 }
 
 /// All that was tried, by the number of workers.
-#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Curve(pub(crate) BTreeMap<u32, Point>);
 
 impl Curve {
@@ -119,7 +119,7 @@ pub(crate) fn at(
     let group = Group::new(size)?;
     let watch = group.watch();
     let number = workers.to_string();
-    let options = ["-q", "--workers", &number, "--adapt", "off"];
+    let options = ["-q", "--workers", &number, "--adapt", "off", "--guard", "off"];
     let fleet = Fleet::start(nest, &group, kind, &options)?;
     fleet.settle(patience(workers))?;
     let load = Load::start(fleet.address)?;

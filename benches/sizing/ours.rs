@@ -1,10 +1,13 @@
-//! What we choose: by the plan alone, and by measuring while it runs.
+//! What we choose: by the plan alone, by measuring while it runs, and by a calibration before.
 
-use std::fmt::Write;
+use std::fmt::Write as _;
+use std::fs;
+use std::io::Read as _;
+use std::net::TcpListener;
 use std::process::Stdio;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, ensure};
+use anyhow::{Context, bail, ensure};
 use serde_json::Value;
 
 use crate::boxes::{Group, Size};
@@ -18,11 +21,116 @@ use crate::page::Choice;
 /// How long the load lasts before anything counts.
 const LEARN: Duration = Duration::from_secs(30);
 const MEASURE: Duration = Duration::from_secs(5);
+/// No calibration takes longer.
+const LONGEST: Duration = Duration::from_mins(5);
 
 pub(crate) const ADAPT: &str = "--adapt on";
 pub(crate) const CALIBRATED: &str = "calibrated";
-/// What is run under load, with its options.
-pub(crate) const WAYS: &[(&str, &[&str])] = &[(ADAPT, &["--adapt", "on"])];
+
+/// A way of ours to find the number by measuring.
+pub(crate) struct Way {
+    /// On the command line of this benchmark.
+    pub(crate) name: &'static str,
+    /// In the table.
+    pub(crate) title: &'static str,
+    run: fn(&Nest, &Kind, &Size, f64, usize) -> anyhow::Result<Vec<Found>>,
+}
+
+pub(crate) const WAYS: &[Way] = &[
+    Way { name: "adapt", title: ADAPT, run: adapt },
+    Way { name: "calibrate", title: CALIBRATED, run: calibrated },
+];
+
+impl Way {
+    /// The median of so many runs, beside the best rate there is.
+    pub(crate) fn choose(
+        &self,
+        nest: &Nest,
+        kind: &Kind,
+        size: &Size,
+        best: f64,
+        runs: usize,
+    ) -> anyhow::Result<Choice> {
+        Ok(median(self.title, (self.run)(nest, kind, size, best, runs)?))
+    }
+}
+
+fn adapt(
+    nest: &Nest,
+    kind: &Kind,
+    size: &Size,
+    best: f64,
+    runs: usize,
+) -> anyhow::Result<Vec<Found>> {
+    (0..runs).map(|_| run(nest, kind, size, best, ADAPT, &["--adapt", "on"])).collect()
+}
+
+fn calibrated(
+    nest: &Nest,
+    kind: &Kind,
+    size: &Size,
+    best: f64,
+    runs: usize,
+) -> anyhow::Result<Vec<Found>> {
+    let profile = nest.fifo().with_file_name("throng.profile.json");
+    let path = profile.display().to_string();
+    let kills = calibrate(nest, kind, size, &path)?;
+    let mut found = Vec::new();
+    for _ in 0..runs {
+        found.push(run(nest, kind, size, best, CALIBRATED, &["--profile", &path])?);
+    }
+    fs::remove_file(&profile).context("the calibration has left no profile")?;
+    if let Some(found) = found.first_mut() {
+        // It must not have cost anybody his life either.
+        found.kills += kills;
+    }
+    Ok(found)
+}
+
+/// Runs the calibration in a box of its own; the kills in it.
+fn calibrate(nest: &Nest, kind: &Kind, size: &Size, profile: &str) -> anyhow::Result<u64> {
+    let group = Group::new(size)?;
+    let address = TcpListener::bind("127.0.0.1:0")?.local_addr()?;
+    let mut command = launcher(nest, &group);
+    command.arg("calibrate").args(kind.options()).args(["--profile", profile]);
+    command.args(["--listen", &address.to_string(), "--"]).args(kind.words()?);
+    let begin = Instant::now();
+    let mut child = command.stdout(Stdio::piped()).stderr(Stdio::inherit()).spawn()?;
+    let ended = loop {
+        if let Some(ended) = child.try_wait()? {
+            break ended;
+        }
+        if let Err(error) = crate::rest(Duration::from_millis(100)) {
+            let _ = child.kill();
+            let _ = child.wait();
+            return Err(error);
+        }
+        if begin.elapsed() > LONGEST {
+            let _ = child.kill();
+            let _ = child.wait();
+            bail!("{} in {}: the calibration does not end", kind.name, size.name);
+        }
+    };
+    let mut text = String::new();
+    if let Some(mut output) = child.stdout.take() {
+        output.read_to_string(&mut text)?;
+    }
+    ensure!(ended.success(), "the calibration ends with {ended}: {text}");
+    let told: Vec<&str> = text
+        .lines()
+        .filter(|line| {
+            line.contains(" give ") || line.contains(" gives ") || line.starts_with("one worker")
+        })
+        .collect();
+    println!(
+        "{:<13} {:<9} calibrated in {} s: {}",
+        kind.name,
+        size.name,
+        begin.elapsed().as_secs(),
+        told.join("; ")
+    );
+    group.kills()
+}
 
 /// The number of a dry run in the box.
 pub(crate) fn plan(nest: &Nest, kind: &Kind, size: &Size) -> anyhow::Result<u32> {
@@ -45,7 +153,7 @@ pub(crate) struct Found {
 }
 
 /// The median run; a kill in any of them counts.
-pub(crate) fn median(method: &'static str, mut found: Vec<Found>) -> Choice {
+fn median(method: &'static str, mut found: Vec<Found>) -> Choice {
     let kills = found.iter().map(|found| found.kills).sum();
     found.sort_by(|one, other| one.regret.total_cmp(&other.regret));
     let middle = found.get(found.len() / 2);
@@ -54,7 +162,7 @@ pub(crate) fn median(method: &'static str, mut found: Vec<Found>) -> Choice {
 }
 
 /// Runs with these options under load, and measures at the end of it.
-pub(crate) fn run(
+fn run(
     nest: &Nest,
     kind: &Kind,
     size: &Size,

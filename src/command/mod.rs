@@ -1,5 +1,6 @@
 //! What the program does, one file a subcommand: settings in, exit status out.
 
+mod calibrate;
 mod control;
 mod demo;
 mod doctor;
@@ -66,11 +67,13 @@ fn dispatch(args: &[OsString], host: &Host, inherited: Inherited) -> Result<u8, 
         Some(("demo-server", _)) => demo::serve(inherited.found),
         Some(("demo", matches)) => demo::run(matches, host, inherited),
         Some(("table", matches)) => table::run(matches, args, host),
+        Some(("calibrate", matches)) => calibrate::run(matches, host),
         Some(("doctor", matches)) => doctor::run(matches, host),
         Some((name, matches)) if cli::CONTROL.iter().any(|control| control.name == name) => {
             control::run(name, matches)
         }
         _ => {
+            calibrate::follow(host)?;
             let passed = !matches!(inherited.found, Ok(None));
             let defaults = Defaults { share: None, listen: None };
             let mut settings = Settings::read(&matches, host, defaults)?;

@@ -5,14 +5,15 @@ use std::ffi::{OsStr, OsString};
 use std::path::PathBuf;
 
 use super::{colored, print};
+use crate::calibrate::Profile;
 use crate::cli::is_variable;
 use crate::engine::{Environment, find};
 use crate::exit::{Failure, SUCCESS, usage};
-use crate::plan::{Plan, Request, Runtime};
+use crate::plan::{Plan, Profiled, Request, Runtime};
 use crate::probe::{Host, Others, Resources};
 use crate::program::{self, Recognised};
 use crate::report::{self, Subject};
-use crate::settings::{Format, Settings, read_env_file};
+use crate::settings::{Format, ProfileFile, Settings, read_env_file};
 use crate::units::show_size;
 
 /// A plan with what it is for.
@@ -59,7 +60,10 @@ pub(super) fn size_beside(
         resources = resources.pretend_cpus(cpus.value, cpus.origin.as_deref().unwrap_or_default());
     }
     let found = recognised(settings, env);
-    let mut plan = Plan::new(resources, &request(settings, found.as_ref(), env));
+    let (profile, doubt) = profiled(settings, resources.cpu.usable)?;
+    let request = Request { profile, ..request(settings, found.as_ref(), env) };
+    let mut plan = Plan::new(resources, &request);
+    plan.warnings.extend(doubt);
     if let Some(found) = &found {
         plan.warnings.extend(product(settings, found, env, plan.workers));
     }
@@ -69,6 +73,33 @@ pub(super) fn size_beside(
         words => format!(" of {words}"),
     };
     Ok(Sized { plan, subject, others })
+}
+
+/// What a calibration of this command has found; the second is why one that is there is passed over.
+fn profiled(
+    settings: &Settings,
+    usable: f64,
+) -> Result<(Option<Profiled>, Option<String>), Failure> {
+    let (path, asked) = match &settings.profile {
+        ProfileFile::Off => return Ok((None, None)),
+        ProfileFile::Beside(path) => (path, false),
+        ProfileFile::Asked(path) => (path, true),
+    };
+    let (profile, doubt) = Profile::read(path, asked).map_err(usage)?;
+    let Some(profile) = profile else { return Ok((None, doubt)) };
+    let words = settings.command.iter().map(|word| word.to_string_lossy());
+    if !words.eq(profile.command.iter().map(String::as_str)) {
+        // A report of no command in particular compares nothing.
+        let doubt = (!settings.command.is_empty()).then(|| {
+            format!(
+                "{} is of another command ({}) and is passed over; calibrate this one",
+                path.display(),
+                profile.command.join(" ")
+            )
+        });
+        return Ok((None, doubt));
+    }
+    Ok((Some(profile.profiled(path, usable)), None))
 }
 
 /// The machine of `--sysroot`, where that is given.
@@ -132,6 +163,7 @@ pub(super) fn request(
         workers_per_cpu: settings.sizing.workers_per_cpu.clone(),
         cpu_round: settings.sizing.cpu_round.clone(),
         headroom: settings.sizing.headroom.clone(),
+        profile: None,
         runtime: found.map_or(Runtime::Other, |found| found.runtime),
         recognised: found.map(|found| found.because.clone()),
         words: found.map(|found| found.words.clone()).unwrap_or_default(),

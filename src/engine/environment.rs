@@ -21,6 +21,8 @@ const OURS: &[&str] = &[
     // Between two programs of ours.
     super::upgrade::VARIABLE,
     super::upgrade::ERROR,
+    // Between a calibration and its launcher.
+    "THRONG_CALIBRATED_BY",
 ];
 
 /// The variables of all workers.

@@ -3,7 +3,7 @@
 use super::reason::{Adapt, Given, Step};
 use super::sizing::{Headroom, Inputs, MOST_WORKERS, MemoryRoom, Outcome};
 use super::whatif::rounding_words;
-use super::{Request, worker_memory};
+use super::{Request, worker_memory, workers_per_cpu};
 use crate::probe::{Ceiling, Resources};
 use crate::units::{plural, show_number, show_size};
 
@@ -38,7 +38,8 @@ pub(crate) fn explain(
 
 /// What may become of the number, for who wonders at it: "2 now, up to 4 once measured".
 pub(crate) fn outlook(now: u32, up_to: u32, request: &Request) -> String {
-    let what = if request.worker_memory.is_some() { "under load" } else { "once measured" };
+    let known = request.worker_memory.is_some() || request.profile.is_some();
+    let what = if known { "under load" } else { "once measured" };
     let most = match up_to {
         MOST_WORKERS => "as many as memory holds".to_owned(),
         most => format!("up to {most}"),
@@ -76,7 +77,7 @@ impl Explained {
             );
             return;
         };
-        self.ceiling(resources, request, ceiling, room);
+        self.ceiling(resources, request, ceiling, room, inputs.measured);
         if ceiling.used > 0 {
             self.step(
                 "in use",
@@ -85,6 +86,11 @@ impl Explained {
                 "by others below the same limit, page cache that can be dropped left out",
             );
         }
+        if inputs.shared_once > 0 {
+            let because = "measured: there once for all workers";
+            let source = request.profile.as_ref().map(|profile| profile.source.as_str());
+            self.step("shared once", show_size(inputs.shared_once), source, because);
+        }
         self.step(
             "left for workers",
             show_size(room.budget),
@@ -92,7 +98,9 @@ impl Explained {
             "the limit less all of the above",
         );
         let cost = worker_memory(request);
-        let because = if cost.origin.is_some() {
+        let because = if inputs.measured {
+            "measured under load by calibrate".to_owned()
+        } else if cost.origin.is_some() {
             "private memory, as told".to_owned()
         } else {
             let known = request.recognised.as_ref().map(|how| format!(", {how}"));
@@ -135,6 +143,7 @@ impl Explained {
         request: &Request,
         ceiling: &Ceiling,
         room: &MemoryRoom,
+        measured: bool,
     ) {
         let tightest = resources.memory.limit.as_ref();
         if let Some(limit) = &ceiling.limit {
@@ -163,6 +172,9 @@ impl Explained {
                         "a share of the limit, as told"
                     }
                     Some(_) => "as told",
+                    None if measured => {
+                        "a tenth, 16 MiB to 1 GiB: what the workers use under load was measured"
+                    }
                     None if ceiling.swap => {
                         "a tenth, 48 MiB to 1 GiB: kernel, page tables, sockets, hot files"
                     }
@@ -198,14 +210,12 @@ impl Explained {
             let source = cpu.set_source.as_deref();
             self.step("CPUs to run on", set.to_string(), source, "affinity and cpuset together");
         }
-        let per_cpu = &request.workers_per_cpu;
+        let per_cpu = workers_per_cpu(request);
         if per_cpu.origin.is_some() {
-            self.step(
-                "workers per CPU",
-                show_number(per_cpu.value),
-                per_cpu.origin.as_deref(),
-                "as told",
-            );
+            let told = request.workers_per_cpu.origin.is_some();
+            let because = if told { "as told" } else { "measured under load by calibrate" };
+            let value = show_number(per_cpu.value);
+            self.step("workers per CPU", value, per_cpu.origin.as_deref(), because);
         }
         let round = &request.cpu_round;
         if round.origin.is_some() {

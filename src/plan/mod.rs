@@ -20,6 +20,19 @@ use crate::probe::{Ceiling, Cpu, Resources};
 use limits::Allowance;
 use sizing::{Cpus, Inputs, Outcome};
 
+/// What a calibration has measured of a worker.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Profiled {
+    /// The file, as `profile:NAME`.
+    pub source: String,
+    /// Private memory of one worker under load, bytes.
+    pub worker_memory: u64,
+    /// What there is once for all workers, bytes.
+    pub shared_once: u64,
+    /// How many workers make the best of one CPU.
+    pub workers_per_cpu: f64,
+}
+
 /// What is asked for; [`Request::default`] asks for the best number with no hints.
 #[derive(Clone, Debug)]
 pub struct Request {
@@ -39,6 +52,8 @@ pub struct Request {
     pub cpu_round: Given<Rounding>,
     /// What stays free below a limit.
     pub headroom: Option<Given<Headroom>>,
+    /// What was measured: taken where nothing is told.
+    pub profile: Option<Profiled>,
     /// What the command runs on.
     pub runtime: Runtime,
     /// How that is known: "by its name".
@@ -66,6 +81,7 @@ impl Default for Request {
             workers_per_cpu: Given::default_of(1.0),
             cpu_round: Given::default_of(Rounding::Nearest),
             headroom: None,
+            profile: None,
             runtime: Runtime::Other,
             recognised: None,
             words: Vec::new(),
@@ -215,8 +231,10 @@ fn inputs(resources: &Resources, request: &Request) -> Inputs {
         ceilings: resources.memory.ceilings.clone(),
         headroom: request.headroom.as_ref().map(|given| given.value),
         worker_memory: worker_memory(request).value,
+        measured: is_measured(request),
+        shared_once: profile(request).map_or(0, |profile| profile.shared_once),
         cpus: cpus(&resources.cpu),
-        workers_per_cpu: request.workers_per_cpu.value,
+        workers_per_cpu: workers_per_cpu(request).value,
         rounding: request.cpu_round.value,
         task_room: resources.tasks.room,
         tasks_per_worker: request.runtime.tasks(),
@@ -233,10 +251,35 @@ fn cpus(cpu: &Cpu) -> Cpus {
 }
 
 fn worker_memory(request: &Request) -> Given<u64> {
+    let measured = request.profile.as_ref().map(|profile| Given {
+        value: profile.worker_memory,
+        origin: Some(profile.source.clone()),
+    });
     request
         .worker_memory
         .clone()
+        .or(measured)
         .unwrap_or_else(|| Given::default_of(request.runtime.worker_memory()))
+}
+
+/// Whether the cost of a worker was measured, and nobody says better.
+fn is_measured(request: &Request) -> bool {
+    profile(request).is_some()
+}
+
+/// What was measured of memory, where that counts.
+fn profile(request: &Request) -> Option<&Profiled> {
+    request.profile.as_ref().filter(|_| request.worker_memory.is_none())
+}
+
+fn workers_per_cpu(request: &Request) -> Given<f64> {
+    let told = &request.workers_per_cpu;
+    match &request.profile {
+        Some(profile) if told.origin.is_none() => {
+            Given { value: profile.workers_per_cpu, origin: Some(profile.source.clone()) }
+        }
+        _ => told.clone(),
+    }
 }
 
 impl Outcome {

@@ -55,6 +55,10 @@ pub(crate) struct Inputs {
     pub(crate) ceilings: Vec<Ceiling>,
     pub(crate) headroom: Option<Headroom>,
     pub(crate) worker_memory: u64,
+    /// Whether that was measured under load, and is no assumption.
+    pub(crate) measured: bool,
+    /// What all workers have together once, bytes.
+    pub(crate) shared_once: u64,
     pub(crate) cpus: Cpus,
     pub(crate) workers_per_cpu: f64,
     pub(crate) rounding: Rounding,
@@ -156,7 +160,8 @@ impl Inputs {
         let hard = limit.map_or(u64::MAX, |limit| limit.saturating_sub(headroom));
         // Above memory.high tasks are throttled and never killed; without swap that is a livelock.
         let soft = high.map_or(u64::MAX, |high| high / 100 * 95 + high % 100 * 95 / 100);
-        let budget = hard.min(soft).saturating_sub(ceiling.used);
+        let taken = ceiling.used.saturating_add(self.shared_once);
+        let budget = hard.min(soft).saturating_sub(taken);
         let workers = u32::try_from(budget / self.worker_memory.max(1)).unwrap_or(u32::MAX);
         Some(MemoryRoom {
             index,
@@ -168,11 +173,12 @@ impl Inputs {
     }
 
     /// Kept for the kernel, page tables, sockets and hot page cache: a tenth, within bounds, and half
-    /// as much again where no swap can take a peak.
+    /// as much again where no swap can take a peak. What was measured leaves less in the dark.
     fn headroom(&self, limit: u64, swap: bool) -> u64 {
         match self.headroom {
             Some(Headroom::Bytes(bytes)) => bytes,
             Some(Headroom::Share(share)) => portion(limit, share),
+            None if self.measured => (limit / 10).clamp(16 * MIB, GIB),
             None => {
                 let tenth = (limit / 10).clamp(48 * MIB, GIB);
                 if swap { tenth } else { tenth / 2 * 3 }
@@ -238,6 +244,8 @@ mod tests {
             ceilings: vec![ceiling(512 * MIB, 0)],
             headroom: None,
             worker_memory: 100 * MIB,
+            measured: false,
+            shared_once: 0,
             cpus: quota(4.0),
             workers_per_cpu: 1.0,
             rounding: Rounding::Nearest,
@@ -256,6 +264,9 @@ mod tests {
         assert_eq!(with.headroom(1000 * MIB, true), 100 * MIB);
         assert_eq!(with.headroom(100 * GIB, true), GIB);
         assert_eq!(with.headroom(1000 * MIB, false), 150 * MIB);
+        let measured = Inputs { measured: true, ..inputs() };
+        assert_eq!(measured.headroom(500 * MIB, false), 50 * MIB);
+        assert_eq!(measured.headroom(64 * MIB, false), 16 * MIB);
         let share = Inputs { headroom: Some(Headroom::Share(0.2)), ..inputs() };
         assert_eq!(share.headroom(1000, false), 200);
     }

@@ -8,7 +8,7 @@ use std::fmt;
 use std::fs::File;
 use std::io::Read;
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use clap::ArgMatches;
 use nix::libc;
@@ -226,6 +226,12 @@ impl Layers<'_> {
         Ok(self.text(name)?.map(PathBuf::from))
     }
 
+    /// A file of this name in the folder of the configuration file, or where we are.
+    pub(super) fn beside(&self, name: &str) -> PathBuf {
+        let file = self.file.as_ref().map_or(Path::new(""), |(path, _)| path.as_path());
+        file.with_file_name(name)
+    }
+
     pub(super) fn addresses(&self, default: Option<&str>) -> Result<Vec<Address>, Failure> {
         let Some((texts, origin)) = self.all("listen")? else {
             return Ok(default.and_then(|text| Address::parse(text).ok()).into_iter().collect());
@@ -326,7 +332,7 @@ pub(super) fn unknown_variables(host: &Host) -> Vec<String> {
     let known: Vec<String> = KEYS.iter().map(Key::variable).collect();
     let ours = host.env_all().keys().filter_map(|name| name.to_str());
     ours.filter(|name| name.starts_with("THRONG_") && !name.starts_with("THRONG_WORKER_"))
-        .filter(|name| !name.starts_with("THRONG_UPGRADE"))
+        .filter(|name| !name.starts_with("THRONG_UPGRADE") && *name != "THRONG_CALIBRATED_BY")
         .filter(|name| *name != "THRONG_TESTS" && !known.iter().any(|known| known == name))
         .map(|name| {
             format!("{name} in the environment is no setting of throng-rs and is passed over")

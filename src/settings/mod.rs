@@ -66,12 +66,22 @@ pub(crate) struct Settings {
     /// Whether workers get a channel for messages.
     pub(crate) ipc: Switch,
     pub(crate) proxy: Passing,
+    pub(crate) profile: ProfileFile,
     /// Where each setting that was chosen comes from.
     origins: Origins,
     /// Everything that was chosen, as it was written.
     pub(crate) chosen: Vec<Choice>,
     /// What is odd and was passed over.
     pub(crate) warnings: Vec<String>,
+}
+
+/// Where what a calibration has found is kept.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum ProfileFile {
+    Off,
+    /// Beside the configuration file, if it is there and cannot be somebody else's doing.
+    Beside(PathBuf),
+    Asked(PathBuf),
 }
 
 /// How the proxy meets the workers.
@@ -240,6 +250,11 @@ impl Settings {
             proxy: Passing {
                 unix: layers.choice_or("upstream", UPSTREAMS, false)?,
                 header: layers.switch("proxy-protocol")?,
+            },
+            profile: match layers.path("profile")?.filter(|path| !path.as_os_str().is_empty()) {
+                None => ProfileFile::Beside(layers.beside("throng.profile.json")),
+                Some(path) if path.as_os_str() == "off" => ProfileFile::Off,
+                Some(path) => ProfileFile::Asked(path),
             },
             origins: Origins::new(),
             chosen: Vec::new(),

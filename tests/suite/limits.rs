@@ -31,7 +31,13 @@ impl Group {
         fs::write(self.0.join("memory.limit_in_bytes"), bytes.to_string()).unwrap();
     }
 
-    fn run(&self, args: &[&str]) -> Run {
+    /// How many the kernel has killed in it because memory ran out.
+    pub(crate) fn kills(&self) -> i32 {
+        let text = fs::read_to_string(self.0.join("memory.oom_control")).unwrap();
+        number(&text, "oom_kill ")
+    }
+
+    pub(crate) fn run(&self, args: &[&str]) -> Run {
         Run::start(self.launcher().args(args))
     }
 

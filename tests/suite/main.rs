@@ -6,6 +6,7 @@ mod activation;
 mod architecture;
 #[path = "../beds/mod.rs"]
 mod beds;
+mod calibrate;
 mod cli;
 mod control;
 mod docker;

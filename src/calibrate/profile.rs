@@ -1,0 +1,269 @@
+//! What a calibration found, as a file: `throng.profile.json`.
+
+use std::fs::{self, File};
+use std::io::{self, Read, Write};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+
+use nix::libc;
+use serde::{Deserialize, Serialize};
+
+use super::curve::{Bound, Curve, Step};
+use crate::plan::{MOST_WORKERS, Profiled};
+
+/// The form that this version writes and reads.
+const SCHEMA: u32 = 1;
+/// No profile is longer.
+const LONGEST: u64 = 1 << 20;
+/// Bytes; more than any machine has, and far from where sums overflow.
+const MOST_BYTES: u64 = 1 << 50;
+const MOST_CPUS: f64 = 1e6;
+
+/// The file. Memory in bytes, CPU in CPUs. Fields may be added; none changes its meaning while `schema` is 1.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Profile {
+    schema: u32,
+    /// Of throng-rs.
+    version: String,
+    pub(crate) command: Vec<String>,
+    /// What there was.
+    limits: Limits,
+    /// The load, in words.
+    load: String,
+    /// What the rates count: `requests` or `cpu`.
+    measure: String,
+    worker: Worker,
+    knee: Knee,
+    steps: Vec<Step>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+struct Limits {
+    memory_bytes: Option<u64>,
+    cpus: f64,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+struct Worker {
+    /// What one more costs, under load.
+    private_bytes: u64,
+    /// What there is once for all.
+    shared_once_bytes: u64,
+    growth_bytes_per_minute: u64,
+    /// Used by each at the knee.
+    cpus: f64,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+struct Knee {
+    workers: u32,
+    rate: f64,
+    bound_by: Bound,
+    throttled: f64,
+}
+
+impl Profile {
+    pub(crate) fn new(
+        command: Vec<String>,
+        memory: Option<u64>,
+        cpus: f64,
+        load: String,
+        counts_requests: bool,
+        curve: &Curve,
+    ) -> Self {
+        let knee = curve.knee;
+        Self {
+            schema: SCHEMA,
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            command,
+            limits: Limits { memory_bytes: memory, cpus },
+            load,
+            measure: if counts_requests { "requests" } else { "cpu" }.to_owned(),
+            worker: Worker {
+                private_bytes: curve.cost,
+                shared_once_bytes: curve.shared,
+                growth_bytes_per_minute: curve.growth,
+                cpus: knee.cpus / f64::from(knee.workers),
+            },
+            knee: Knee {
+                workers: knee.workers,
+                rate: knee.rate,
+                bound_by: curve.bound,
+                throttled: knee.throttled,
+            },
+            steps: curve.steps.clone(),
+        }
+    }
+
+    /// Reads `path`. `Ok(None)` where there is none; the second is why one that is there is not taken, where
+    /// nobody asked for it by name.
+    pub(crate) fn read(path: &Path, asked: bool) -> Result<(Option<Self>, Option<String>), String> {
+        let shown = path.display();
+        let unreadable = |error| format!("cannot read the profile {shown}: {error}");
+        // Opened once, so that what is judged is what is read; not blocking, in case it is a pipe.
+        let opened = File::options().read(true).custom_flags(libc::O_NONBLOCK).open(path);
+        let file = match opened {
+            Err(_) if !asked => return Ok((None, None)),
+            opened => opened.map_err(unreadable)?,
+        };
+        let info = file.metadata().map_err(unreadable)?;
+        if !asked {
+            if !info.is_file() {
+                return Ok((None, None));
+            }
+            let ours = info.uid() == 0 || info.uid() == nix::unistd::geteuid().as_raw();
+            if !ours || info.mode() & 0o022 != 0 {
+                let why = format!(
+                    "{shown} is not taken, because others may write it; --profile {shown} takes it"
+                );
+                return Ok((None, Some(why)));
+            }
+        }
+        let mut text = Vec::new();
+        file.take(LONGEST + 1).read_to_end(&mut text).map_err(unreadable)?;
+        let again = "calibrate anew, or leave it out by --profile off";
+        if text.len() as u64 > LONGEST {
+            return Err(format!("{shown} is too long for a profile; {again}"));
+        }
+        Self::parse(&text).map(|profile| (Some(profile), None)).map_err(|why| {
+            format!("{shown} is no profile that this version can use: {why}; {again}")
+        })
+    }
+
+    fn parse(text: &[u8]) -> Result<Self, String> {
+        let value: serde_json::Value =
+            serde_json::from_slice(text).map_err(|error| error.to_string())?;
+        match value.get("schema").and_then(serde_json::Value::as_u64) {
+            Some(1) => {}
+            Some(other) => return Err(format!("its schema is {other} and not {SCHEMA}")),
+            None => return Err("it has no schema".to_owned()),
+        }
+        let profile: Self = serde_json::from_value(value).map_err(|error| error.to_string())?;
+        profile.check().map_err(|what| format!("its {what} makes no sense"))?;
+        Ok(profile)
+    }
+
+    fn check(&self) -> Result<(), &'static str> {
+        let worker = &self.worker;
+        let sane = |cpus: f64| (0.0..=MOST_CPUS).contains(&cpus);
+        let rules = [
+            ((1..=MOST_BYTES).contains(&worker.private_bytes), "worker.private_bytes"),
+            (worker.shared_once_bytes <= MOST_BYTES, "worker.shared_once_bytes"),
+            (sane(worker.cpus), "worker.cpus"),
+            (sane(self.limits.cpus) && self.limits.cpus > 0.0, "limits.cpus"),
+            ((1..=MOST_WORKERS).contains(&self.knee.workers), "knee.workers"),
+        ];
+        rules.iter().find(|(good, _)| !good).map_or(Ok(()), |(_, what)| Err(what))
+    }
+
+    /// What the plan takes of it on a machine with so many CPUs.
+    pub(crate) fn profiled(&self, path: &Path, usable: f64) -> Profiled {
+        let knee = f64::from(self.knee.workers);
+        let per_cpu = match self.knee.bound_by {
+            // As many for each CPU as were enough to fill those that there were.
+            Bound::Cpu => knee / self.limits.cpus,
+            // The rate still rose: as many as would fill the CPUs.
+            Bound::Memory | Bound::Workers => {
+                (knee / self.limits.cpus).max(1.0 / self.worker.cpus.max(1e-4))
+            }
+            // The load wants no more, however many CPUs there are.
+            Bound::Load => knee / usable.max(1e-6),
+        };
+        let name = path.file_name().unwrap_or(path.as_os_str()).to_string_lossy();
+        Profiled {
+            source: format!("profile:{name}"),
+            worker_memory: self.worker.private_bytes,
+            shared_once: self.worker.shared_once_bytes,
+            workers_per_cpu: per_cpu.min(f64::from(MOST_WORKERS)),
+        }
+    }
+
+    pub(crate) fn to_json(&self) -> String {
+        // Numbers and text: nothing that JSON has no form for.
+        serde_json::to_string_pretty(self).map(|text| text + "\n").unwrap_or_default()
+    }
+}
+
+/// Writes a file whole or not at all: what was there stays until the new one is on the disk.
+pub(crate) fn replace(path: &Path, text: &str) -> io::Result<()> {
+    let mut name = path.file_name().unwrap_or_default().to_os_string();
+    name.push(format!(".{}.new", std::process::id()));
+    let new: PathBuf = path.with_file_name(name);
+    let write = || {
+        let mut file = File::options().write(true).create_new(true).mode(0o644).open(&new)?;
+        file.write_all(text.as_bytes())?;
+        file.sync_all()?;
+        fs::rename(&new, path)
+    };
+    let written = write();
+    if written.is_err() {
+        let _ = fs::remove_file(&new);
+    }
+    written
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn profile(bound: Bound) -> Profile {
+        let knee = Step { workers: 4, rate: 40.0, cpus: 0.5, ..Step::default() };
+        let steps = vec![knee];
+        let curve = Curve { steps, cost: 10 << 20, shared: 1 << 20, growth: 0, knee, bound };
+        let load = "GET /".to_owned();
+        Profile::new(vec!["node".to_owned()], Some(256 << 20), 0.5, load, true, &curve)
+    }
+
+    #[test]
+    fn what_is_written_is_read() {
+        let profile = profile(Bound::Cpu);
+        assert_eq!(Profile::parse(profile.to_json().as_bytes()), Ok(profile));
+    }
+
+    #[test]
+    fn it_scales_with_the_cpus_where_these_were_what_bound() {
+        let per = |bound, usable| profile(bound).profiled(Path::new("p"), usable).workers_per_cpu;
+        assert!((per(Bound::Cpu, 2.0) - 8.0).abs() < 1e-9);
+        // A worker uses an eighth of a CPU.
+        assert!((per(Bound::Memory, 2.0) - 8.0).abs() < 1e-9);
+        assert!((per(Bound::Load, 2.0) * 2.0 - 4.0).abs() < 1e-9);
+        assert!((per(Bound::Load, 0.5) * 0.5 - 4.0).abs() < 1e-9);
+    }
+
+    #[test]
+    fn hostile_files_are_refused_with_what_is_wrong() {
+        let good = profile(Bound::Cpu).to_json();
+        for (from, to, what) in [
+            ("\"schema\": 1", "\"schema\": 2", "schema is 2"),
+            ("\"schema\": 1", "\"x\": 1", "no schema"),
+            ("\"private_bytes\": 10485760", "\"private_bytes\": 0", "worker.private_bytes"),
+            ("\"private_bytes\": 10485760", "\"private_bytes\": -1", "-1"),
+            ("\"private_bytes\": 10485760", "\"private_bytes\": 1e300", "1e+300"),
+            ("\"private_bytes\": 10485760", "\"private_bytes\": 18446744073709551615", "private"),
+            (
+                "\"workers\": 4,\n    \"rate\"",
+                "\"workers\": 4000000,\n    \"rate\"",
+                "knee.workers",
+            ),
+            ("\"cpus\": 0.5\n  },\n  \"load\"", "\"cpus\": 0.0\n  },\n  \"load\"", "limits.cpus"),
+            ("\"cpu\"", "\"gpu\"", "gpu"),
+            ("{", "", "trailing"),
+        ] {
+            let bad = good.replacen(from, to, 1);
+            assert_ne!(bad, good, "{from}");
+            let why = Profile::parse(bad.as_bytes()).unwrap_err();
+            assert!(why.contains(what), "{to}: {why}");
+        }
+    }
+
+    #[test]
+    fn a_file_is_replaced_whole() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("p");
+        replace(&path, "old").unwrap();
+        replace(&path, "new").unwrap();
+        assert_eq!(fs::read_to_string(&path).unwrap(), "new");
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1);
+        assert!(replace(Path::new("/nowhere/at/all"), "x").is_err());
+    }
+}
