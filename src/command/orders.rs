@@ -86,6 +86,8 @@ impl Sized {
             runtime: environment(settings, plan).into_iter().collect(),
             limits: memory.into_iter().chain([cpus]).chain(tasks).collect(),
             budget: plan.all_memory,
+            room: plan.room,
+            cost: plan.cost,
             others: self.others.clone(),
         }
     }

@@ -18,7 +18,7 @@ pub(crate) use client::{Answer, Instance, NotOne, Selector};
 pub(crate) use follow::prefixed;
 pub(crate) use place::{Place, Socket};
 pub(crate) use wire::{
-    Connections, LastExit, Memory, RolloutStatus, SlotStatus, Status, WorkerStatus,
+    Connections, Isolation, LastExit, Memory, RolloutStatus, SlotStatus, Status, WorkerStatus,
 };
 
 /// What is asked of the fleet.

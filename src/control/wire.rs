@@ -28,11 +28,24 @@ pub(crate) struct Status {
     pub(crate) upgrades: u32,
     /// Why the last program that was to come could not go on.
     pub(crate) upgrade_error: Option<String>,
+    /// Whether each worker has a cgroup of its own.
+    #[serde(default)]
+    pub(crate) isolation: Isolation,
     pub(crate) rollout: Option<RolloutStatus>,
     /// Every live worker.
     pub(crate) workers: Vec<WorkerStatus>,
     /// Slots that have no worker now.
     pub(crate) vacant: Vec<SlotStatus>,
+}
+
+/// The workers' cgroups.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub(crate) struct Isolation {
+    pub(crate) on: bool,
+    /// Below which group they are.
+    pub(crate) group: Option<String>,
+    /// Why there are none.
+    pub(crate) why_not: Option<String>,
 }
 
 /// The rollout that is under way.
@@ -85,6 +98,9 @@ pub(crate) struct Connections {
 pub(crate) struct Memory {
     pub(crate) private_bytes: u64,
     pub(crate) shared_bytes: u64,
+    /// Of its own cgroup, where it has one.
+    #[serde(default)]
+    pub(crate) limit_bytes: Option<u64>,
 }
 
 /// How a worker ended.

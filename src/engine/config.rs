@@ -22,6 +22,7 @@ pub(crate) struct Config {
     /// The number of workers, and what comes with it.
     pub(crate) sized: Sized,
     pub(crate) adapt: Adapt,
+    pub(crate) isolate: Isolate,
     /// Whether placeholders in the words are replaced.
     pub(crate) template: bool,
     pub(crate) env: Environment,
@@ -94,6 +95,16 @@ pub(crate) enum Adapt {
     Off,
 }
 
+/// Whether each worker gets a cgroup of its own.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Isolate {
+    /// Where that can be had.
+    Auto,
+    /// Or nothing is run.
+    On,
+    Off,
+}
+
 /// What may change while the fleet runs.
 pub(crate) struct Renewed {
     pub(crate) program: PathBuf,
@@ -115,6 +126,10 @@ pub(crate) struct Sized {
     pub(crate) limits: Vec<String>,
     /// Memory of all workers together, bytes.
     pub(crate) budget: Option<u64>,
+    /// What is left for all of us below the limit that binds, headroom included, bytes.
+    pub(crate) room: Option<u64>,
+    /// What one worker is reckoned with, bytes.
+    pub(crate) cost: u64,
     /// What was used when nothing of ours ran.
     pub(crate) others: Others,
 }

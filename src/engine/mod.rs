@@ -10,6 +10,7 @@ mod diag;
 mod diagnose;
 mod environment;
 mod guard;
+mod isolate;
 mod limits;
 mod manager;
 mod notify;
@@ -51,7 +52,7 @@ use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender};
 use tracing::error;
 
 pub(crate) use check::Check;
-pub(crate) use config::{Adapt, Config, Inspect, Orders, Prefix, Renewed, Sized};
+pub(crate) use config::{Adapt, Config, Inspect, Isolate, Orders, Prefix, Renewed, Sized};
 pub(crate) use environment::Environment;
 pub(crate) use manager::Manager;
 pub(crate) use open::run;
@@ -66,6 +67,7 @@ use crate::fleet::{Action, Event, Fleet, Kind, Note, Time, Told, WorkerKey};
 use answer::Control;
 use check::Look;
 use guard::Guard;
+use isolate::Isolation;
 use limits::Limits;
 use notify::{Message, NotifySocket};
 use oom::Oom;
@@ -140,6 +142,7 @@ struct Engine {
     settled: Arc<AtomicBool>,
     /// Children that were here before us: `sh -c 'helper & exec throng-rs …'`.
     strangers: Vec<Pid>,
+    isolation: Isolation,
     guard: Guard,
     manager: Option<Manager>,
     /// The file of the program that takes our place in an upgrade.
@@ -268,6 +271,7 @@ impl Engine {
             Note::GaveUp { worker, .. } => {
                 self.sharing.gone(worker);
                 self.running.remove(&worker);
+                self.isolation.gone(worker, self.fleet.target());
             }
             Note::Ready { worker, .. } => {
                 self.sharing.ready(worker);
@@ -278,7 +282,10 @@ impl Engine {
                 self.look_for_life(worker);
             }
             Note::Leaving { worker, .. } | Note::Hung { worker, .. } => self.sharing.leaves(worker),
-            Note::Resized { to, .. } => self.sharing.resized(to),
+            Note::Resized { to, .. } => {
+                self.sharing.resized(to);
+                self.isolation.share_out(to, &self.config.sized);
+            }
             Note::SlotFailed { slot, .. } | Note::SlotDone { slot } => self.sharing.vacant(slot),
             _ => self.control.note(note),
         }

@@ -16,6 +16,10 @@ use crate::units::{plural, show_size};
 /// Kills that come together have one cause.
 const TOGETHER: Duration = Duration::from_secs(10);
 
+/// A worker that outgrew the limit of its own may have had a bad moment; if that comes again so soon, the shares
+/// are too small.
+const AGAIN: Duration = Duration::from_mins(5);
+
 /// What the kernel has counted so far, and what was learnt from it.
 pub(super) struct Oom {
     levels: Vec<OomLevel>,
@@ -24,11 +28,13 @@ pub(super) struct Oom {
     /// More workers than this were too many.
     pub(super) most: Option<u32>,
     learnt: Option<Instant>,
+    /// When a worker was last killed at the limit of its own group.
+    alone: Option<Instant>,
 }
 
 impl Oom {
     pub(super) fn new(most: Option<u32>) -> Self {
-        Self { levels: Vec::new(), open: None, most, learnt: None }
+        Self { levels: Vec::new(), open: None, most, learnt: None, alone: None }
     }
 
     /// Takes in what was counted since the last look; the first one has nothing to compare with.
@@ -41,12 +47,12 @@ impl Oom {
         self.levels = levels;
     }
 
-    /// One of the kills, for a worker that has just ended.
-    fn claim(&mut self) -> Option<OomCause> {
+    /// So many of the kills, for a worker that has just ended.
+    fn claim(&mut self, kills: u64) -> Option<OomCause> {
         self.look();
         let cause = self.open.clone()?;
-        self.open =
-            Some(OomCause { kills: cause.kills - 1, ..cause.clone() }).filter(|c| c.kills > 0);
+        let left = cause.kills.saturating_sub(kills);
+        self.open = Some(OomCause { kills: left, ..cause.clone() }).filter(|c| c.kills > 0);
         Some(cause)
     }
 }
@@ -59,7 +65,16 @@ impl Engine {
         if how != Ended::Signal(Signal::SIGKILL as i32) || ours {
             return;
         }
-        let Some(cause) = self.oom.claim() else { return };
+        let own = self.isolation.counted(worker);
+        // A group of its own tells whether it was this one, and counts every process of it.
+        let kills = own.as_ref().map_or(1, |own| own.kills);
+        let Some(cause) = self.oom.claim(kills).filter(|_| kills > 0) else { return };
+        let alone = own.filter(|own| own.hits > 0 && own.limit.is_some());
+        let cause = match &alone {
+            Some(own) => OomCause { level: Some(own.file.clone()).zip(own.limit), ..cause },
+            None => cause,
+        };
+        let peak = self.isolation.peak(worker).unwrap_or(peak);
         let had = show_size(peak);
         let place = used_up(&cause).unwrap_or_else(|| {
             "the machine, or a group around ours that cannot be seen, had none left".to_owned()
@@ -74,6 +89,14 @@ impl Engine {
             level = file,
             "worker {slot} (pid {pid}) was killed by the kernel for its memory: it had {had} at most, and {place}"
         );
+        let again = self.oom.alone.is_some_and(|at| at.elapsed() < AGAIN);
+        if alone.is_some() {
+            self.oom.alone = Some(Instant::now());
+            if !again {
+                // The others have what they had: this one is replaced, and nothing else follows.
+                return;
+            }
+        }
         self.learn_from_oom(slot);
     }
 

@@ -85,6 +85,7 @@ impl Engine {
             fleet: self.fleet.save(),
             others: self.config.sized.others.clone(),
             most: self.oom.most,
+            isolation: Some(self.isolation.save()),
             workers: workers.collect(),
             streams,
             rings: rings.collect(),

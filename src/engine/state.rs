@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use super::isolate;
 use crate::fleet::{self, WorkerKey};
 use crate::probe::Others;
 use crate::sockets::SavedProxy;
@@ -33,6 +34,9 @@ pub(super) struct State {
     pub(super) others: Others,
     /// More workers than this were too many.
     pub(super) most: Option<u32>,
+    /// The workers' cgroups.
+    #[serde(default)]
+    pub(super) isolation: Option<isolate::Saved>,
     pub(super) workers: Vec<WorkerState>,
     /// By slot.
     pub(super) rings: BTreeMap<u32, RingState>,

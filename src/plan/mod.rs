@@ -87,6 +87,12 @@ pub struct Plan {
     pub worker_memory: Option<u64>,
     /// Memory for all workers together in bytes.
     pub all_memory: Option<u64>,
+    /// What is left below the limit that binds when others have had theirs: the same, and the headroom.
+    #[cfg_attr(not(feature = "launcher"), expect(dead_code, reason = "for who enforces it"))]
+    pub(crate) room: Option<u64>,
+    /// What one worker is reckoned with, in bytes.
+    #[cfg_attr(not(feature = "launcher"), expect(dead_code, reason = "for who enforces it"))]
+    pub(crate) cost: u64,
     /// CPUs for one worker, a fraction.
     pub worker_cpus: f64,
     /// What the number was computed from.
@@ -152,6 +158,8 @@ fn plan(resources: Resources, request: &Request) -> Plan {
         shortage: explained.shortage,
         worker_memory,
         all_memory: budget,
+        room: outcome.memory.as_ref().map(|room| room.free),
+        cost: inputs.worker_memory,
         worker_cpus: resources.cpu.usable / f64::from(workers),
         steps: explained.steps,
         verdict: explained.verdict,

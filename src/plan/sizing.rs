@@ -75,6 +75,8 @@ pub(crate) struct MemoryRoom {
     pub(crate) by_high: bool,
     /// What all workers together may take.
     pub(crate) budget: u64,
+    /// The same without headroom: what is left to the limit itself.
+    pub(crate) free: u64,
     /// How many that is.
     pub(crate) workers: u32,
 }
@@ -163,6 +165,7 @@ impl Inputs {
             headroom,
             by_high: soft < hard,
             budget,
+            free: limit.into_iter().chain(high).min().unwrap_or(0).saturating_sub(ceiling.used),
             workers: workers.min(MOST_WORKERS),
         })
     }

@@ -37,14 +37,18 @@ pub use surroundings::Surrounding;
 #[cfg(feature = "launcher")]
 pub(crate) use host::{path_of, show};
 #[cfg(feature = "launcher")]
+pub(crate) use mounts::LAUNCHER_GROUP;
+#[cfg(feature = "launcher")]
 pub(crate) use mounts::unescape;
 #[cfg(feature = "launcher")]
-pub(crate) use oom::{OomCause, OomLevel, oom_levels};
+pub(crate) use oom::{OomCause, OomLevel, oom_level, oom_levels};
 
 use crate::units::Fraction;
 use levels::Reader;
 use locate::{Fit, Place, locate};
 pub(crate) use mounts::Controller;
+#[cfg(feature = "launcher")]
+use mounts::Version;
 use mounts::{Membership, parse_mountinfo};
 
 /// Everything the probe found, before any of it is weighed.
@@ -123,6 +127,27 @@ fn chains(host: &Host) -> impl Fn(Controller) -> Vec<PathBuf> {
     }
     move |controller| {
         locate(host, &ours, &mounts, controller).map(|place| place.chain).unwrap_or_default()
+    }
+}
+
+#[cfg(feature = "launcher")]
+/// Our own group and those above it, where memory is a matter of cgroup v2; else why they cannot be had.
+pub(crate) fn unified(host: &Host) -> Result<Vec<PathBuf>, &'static str> {
+    let read = |path: &str| host.read(Path::new(path)).unwrap_or_default();
+    let ours = Membership::parse(&read("/proc/self/cgroup"));
+    let mut mounts = parse_mountinfo(&read("/proc/self/mountinfo"));
+    if host.is_live() {
+        mounts.retain(machine::is_what_it_says);
+    }
+    match locate(host, &ours, &mounts, Controller::Memory) {
+        None => Err("no cgroup is mounted here"),
+        Some(place) if place.version == Version::V1 => {
+            Err("memory is in cgroup v1 here, and only v2 can be shared out")
+        }
+        Some(place) if !matches!(place.fit, Fit::Exact | Fit::ByPid) => {
+            Err("our own cgroup directory cannot be seen")
+        }
+        Some(place) => Ok(place.chain),
     }
 }
 

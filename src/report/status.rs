@@ -22,6 +22,9 @@ pub(crate) fn status(status: &Status) -> String {
     // Writing to a string does not fail.
     let _ = writeln!(text, "{}", cut(&head, 80));
     let _ = writeln!(text, "{}", cut(&command, 80));
+    if let Some(limits) = limits(status) {
+        let _ = writeln!(text, "{}", cut(&limits, 80));
+    }
     if let Some(rollout) = &status.rollout {
         let _ = writeln!(text, "{} under way, {} to go", rollout.kind, rollout.left);
     }
@@ -73,6 +76,14 @@ pub(crate) fn status(status: &Status) -> String {
     text
 }
 
+/// What each worker may have, where it has a group of its own.
+fn limits(status: &Status) -> Option<String> {
+    let limits = status.workers.iter().filter_map(|worker| worker.memory.limit_bytes);
+    let (least, most) = (limits.clone().min()?, limits.max()?);
+    let least = if least == most { String::new() } else { format!("{} to ", show_size(least)) };
+    Some(format!("isolated: {least}{} for each, in a cgroup of its own", show_size(most)))
+}
+
 fn exit(last: Option<&LastExit>) -> String {
     last.map_or_else(|| "-".to_owned(), |last| last.text.replace("status ", ""))
 }
@@ -120,7 +131,11 @@ mod tests {
             generation: 3,
             uptime_seconds: 400_000.0,
             restarts: 12_345,
-            memory: Memory { private_bytes: 1_234_567_890, shared_bytes: 999_999_999 },
+            memory: Memory {
+                private_bytes: 1_234_567_890,
+                shared_bytes: 999_999_999,
+                limit_bytes: Some(2 << 30),
+            },
             cpu_seconds: 399_000.0,
             processes: 3,
             connections: Some(crate::control::Connections {
@@ -146,6 +161,7 @@ mod tests {
             bound_by: "memory".to_owned(),
             upgrades: 0,
             upgrade_error: None,
+            isolation: crate::control::Isolation::default(),
             rollout: None,
             workers: vec![worker],
             vacant: vec![SlotStatus {
