@@ -94,6 +94,7 @@ pub(crate) struct Connections {
 }
 
 /// Bytes.
+#[expect(clippy::struct_field_names, reason = "the names of the JSON tell the unit")]
 #[derive(Clone, Copy, Debug, Default, Serialize, Deserialize)]
 pub(crate) struct Memory {
     pub(crate) private_bytes: u64,

@@ -150,6 +150,12 @@ impl Isolation {
         self.tree.as_ref()?.groups.get(&worker)?.limit
     }
 
+    /// What a worker's group is called.
+    pub(super) fn name(&self, worker: WorkerKey) -> Option<String> {
+        let group = self.tree.as_ref()?.groups.get(&worker)?;
+        Some(group.dir.file_name()?.to_string_lossy().into_owned())
+    }
+
     /// What the kernel has counted in a worker's group.
     pub(super) fn counted(&self, worker: WorkerKey) -> Option<OomLevel> {
         let group = self.tree.as_ref()?.groups.get(&worker)?;

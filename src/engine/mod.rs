@@ -11,6 +11,7 @@ mod diagnose;
 mod environment;
 mod guard;
 mod isolate;
+mod kmsg;
 mod limits;
 mod manager;
 mod notify;

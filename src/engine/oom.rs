@@ -7,6 +7,7 @@ use nix::sys::signal::Signal;
 use tokio::time::Instant;
 use tracing::{info, warn};
 
+use super::kmsg::{Kmsg, Victim};
 use super::{Adapt, Engine};
 use crate::fleet::{Ended, Event, WorkerKey};
 use crate::plan::Bound;
@@ -28,19 +29,29 @@ pub(super) struct Oom {
     /// More workers than this were too many.
     pub(super) most: Option<u32>,
     learnt: Option<Instant>,
+    /// What the kernel says of it.
+    kernel: Kmsg,
     /// When a worker was last killed at the limit of its own group.
     alone: Option<Instant>,
 }
 
 impl Oom {
     pub(super) fn new(most: Option<u32>) -> Self {
-        Self { levels: Vec::new(), open: None, most, learnt: None, alone: None }
+        Self {
+            levels: Vec::new(),
+            open: None,
+            most,
+            learnt: None,
+            kernel: Kmsg::open(),
+            alone: None,
+        }
     }
 
     /// Takes in what was counted since the last look; the first one has nothing to compare with.
     pub(super) fn look(&mut self) {
         let levels = oom_levels(&Host::live());
         if let Some(cause) = OomCause::between(&self.levels, &levels) {
+            self.kernel.read();
             let before = self.open.take().map_or(0, |open| open.kills);
             self.open = Some(OomCause { kills: before + cause.kills, ..cause });
         }
@@ -76,18 +87,26 @@ impl Engine {
         };
         let peak = self.isolation.peak(worker).unwrap_or(peak);
         let had = show_size(peak);
-        let place = used_up(&cause).unwrap_or_else(|| {
+        let victim = self.oom.kernel.claim(pid, self.isolation.name(worker).as_deref());
+        // What lies above all that we can see, the kernel may name.
+        let told = || victim.as_ref().and_then(Victim::place);
+        let place = used_up(&cause).or_else(told).unwrap_or_else(|| {
             "the machine, or a group around ours that cannot be seen, had none left".to_owned()
         });
         let (file, limit) = cause.level.unzip();
+        // All of a group may have gone because of one.
+        let chosen = victim.as_ref().filter(|victim| victim.pid != pid);
+        let chosen = chosen.map(|victim| format!("; the kernel chose {}", victim.show()));
         warn!(
             event = "oom",
             worker = slot,
             pid,
+            victim_pid = victim.as_ref().map(|victim| victim.pid),
             memory_bytes = peak,
             limit_bytes = limit,
-            level = file,
-            "worker {slot} (pid {pid}) was killed by the kernel for its memory: it had {had} at most, and {place}"
+            source = file,
+            "worker {slot} (pid {pid}) was killed by the kernel for its memory: it had {had} at most, and {place}{}",
+            chosen.unwrap_or_default()
         );
         let again = self.oom.alone.is_some_and(|at| at.elapsed() < AGAIN);
         if alone.is_some() {
@@ -132,10 +151,13 @@ impl Engine {
         if let Some(cause) = self.oom.open.take() {
             let kills = cause.kills;
             let place = used_up(&cause).map(|place| format!(": {place}"));
+            let victims = self.oom.kernel.others();
+            let names = victims.iter().map(Victim::show).collect::<Vec<_>>().join(", ");
+            let names = if names.is_empty() { names } else { format!(" ({names})") };
             warn!(
                 event = "oom",
                 kills,
-                "the kernel killed {} of ours for memory that led no worker{}",
+                "the kernel killed {} of ours for memory that led no worker{names}{}",
                 if kills == 1 { "a process".to_owned() } else { format!("{kills} processes") },
                 place.unwrap_or_default()
             );

@@ -131,6 +131,14 @@ fn chains(host: &Host) -> impl Fn(Controller) -> Vec<PathBuf> {
 }
 
 #[cfg(feature = "launcher")]
+/// Our own group of the memory controller, as `/proc/self/cgroup` calls it.
+pub(crate) fn memory_path(host: &Host) -> Option<String> {
+    let ours = Membership::parse(&host.read(Path::new("/proc/self/cgroup")).ok()?);
+    let path = |version| ours.path(version, Controller::Memory);
+    path(Version::V1).or(path(Version::V2)).map(|path| String::from_utf8_lossy(path).into_owned())
+}
+
+#[cfg(feature = "launcher")]
 /// Our own group and those above it, where memory is a matter of cgroup v2; else why they cannot be had.
 pub(crate) fn unified(host: &Host) -> Result<Vec<PathBuf>, &'static str> {
     let read = |path: &str| host.read(Path::new(path)).unwrap_or_default();

@@ -88,7 +88,7 @@ mod tests {
         fn together_they_stay_within_what_there_is(total in 0u64..1 << 44, workers in 1u64..10_000, lost in 0u64..1 << 40) {
             let each = Shares { total }.each(workers, lost);
             prop_assert!(each == PAGE || each * workers <= total - lost.min(total));
-            prop_assert!(high(each) <= each && each % PAGE == 0);
+            prop_assert!(high(each) <= each && each.is_multiple_of(PAGE));
         }
 
         #[test]
