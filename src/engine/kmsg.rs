@@ -191,7 +191,9 @@ mod tests {
 
     fn kmsg(own: &str, records: &[&[u8]]) -> Kmsg {
         let mut victims = Vec::new();
-        records.iter().for_each(|record| take(&mut victims, record));
+        for record in records {
+            take(&mut victims, record);
+        }
         Kmsg { log: None, own: own.to_owned(), victims }
     }
 

@@ -91,6 +91,7 @@ fn bad_values_are_named_with_their_origin_and_what_is_accepted() {
     refused(&[], &[("WEB_CONCURRENCY", "lots")], &["\"lots\"", "WEB_CONCURRENCY"]);
     refused(&[], &[("WEB_CONCURRENCY", "2.5")], &["\"2.5\""]);
     refused(&[], &[("WEB_MEMORY", "-5")], &["\"-5\"", "WEB_MEMORY"]);
+    refused(&["--isolate", "yes"], &[], &["\"yes\"", "--isolate", "auto, on, off"]);
 }
 
 #[test]
@@ -116,6 +117,7 @@ fn contradictions_are_named() {
     refused(&["--format", "json"], &[], &["--format", "--dry-run"]);
     refused(&["--sysroot", "/"], &[], &["--sysroot", "--dry-run"]);
     refused(&["--exec", "--share", "fd", "--listen", "3000"], &[], &["--exec"]);
+    refused(&["--exec", "--isolate", "on"], &[], &["--exec", "--isolate"]);
 }
 
 #[test]
