@@ -136,6 +136,22 @@ impl Isolation {
         Some(oom_level(&Host::live(), &group.dir))
     }
 
+    /// So many kills in a worker's group have been told of.
+    pub(super) fn told(&mut self, worker: WorkerKey, kills: u64) {
+        let tree = self.tree.as_mut();
+        if let Some(group) = tree.and_then(|tree| tree.groups.get_mut(&worker)) {
+            group.told = kills;
+        }
+    }
+
+    /// Kills in a group whose worker is known to have been killed, that came after it was told.
+    pub(super) fn untold(&self, worker: WorkerKey) -> u64 {
+        let group = self.tree.as_ref().and_then(|tree| tree.groups.get(&worker));
+        let told = group.map_or(0, |group| group.told);
+        let counted = if told > 0 { self.counted(worker) } else { None };
+        counted.map_or(0, |counted| counted.kills.saturating_sub(told))
+    }
+
     /// The most memory that all of a worker had, bytes.
     pub(super) fn peak(&self, worker: WorkerKey) -> Option<u64> {
         let group = self.tree.as_ref()?.groups.get(&worker)?;
@@ -162,7 +178,7 @@ impl Isolation {
         // All of a worker goes at once: what is left of it would serve nobody. Older kernels have no such file.
         let _ = put(&dir, "memory.oom.group", "1");
         let procs = writable(&dir.join("cgroup.procs"));
-        tree.groups.insert(to.worker, Group { dir, slot: to.slot, limit: None });
+        tree.groups.insert(to.worker, Group { dir, slot: to.slot, limit: None, told: 0 });
         tree.share_out(target);
         procs.map(|file| Some(file.into()))
     }

@@ -272,7 +272,7 @@ impl Engine {
             Note::GaveUp { worker, .. } => {
                 self.sharing.gone(worker);
                 self.running.remove(&worker);
-                self.isolation.gone(worker, self.fleet.target());
+                self.leave_group(worker);
             }
             Note::Ready { worker, .. } => {
                 self.sharing.ready(worker);

@@ -80,6 +80,7 @@ impl Engine {
         // A group of its own tells whether it was this one, and counts every process of it.
         let kills = own.as_ref().map_or(1, |own| own.kills);
         let Some(cause) = self.oom.claim(kills).filter(|_| kills > 0) else { return };
+        self.isolation.told(worker, kills);
         let alone = own.filter(|own| own.hits > 0 && own.limit.is_some());
         let cause = match &alone {
             Some(own) => OomCause { level: Some(own.file.clone()).zip(own.limit), ..cause },
@@ -117,6 +118,16 @@ impl Engine {
             }
         }
         self.learn_from_oom(slot);
+    }
+
+    /// The last of a worker has gone, and its group goes.
+    pub(super) fn leave_group(&mut self, worker: WorkerKey) {
+        // The kernel was still at work in it when the worker's end was told.
+        let rest = self.isolation.untold(worker);
+        if rest > 0 {
+            self.oom.claim(rest);
+        }
+        self.isolation.gone(worker, self.fleet.target());
     }
 
     /// Where the number is ours to choose, it was one too many.

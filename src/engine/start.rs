@@ -35,7 +35,7 @@ impl Engine {
             }
             Err(error) => {
                 self.sharing.gone(to.worker);
-                self.isolation.gone(to.worker, self.fleet.target());
+                self.leave_group(to.worker);
                 let why = refusal(&error);
                 let program = self.config.program.display();
                 error!(

@@ -283,7 +283,7 @@ impl Explained {
             self.shortage.get_or_insert(shortage);
         }
         if let Some(file) = outcome.ceiling(inputs).and_then(|ceiling| ceiling.oom_group.as_ref()) {
-            self.warnings.push(format!("{file} is 1: where memory runs out, the kernel kills all workers and the launcher at once; write 0 to it, or give each worker a group of its own (--isolate on)"));
+            self.warnings.push(format!("{file} is 1: where memory runs out, the kernel kills all workers and the launcher at once; write 0 to it, or see that each worker gets a group of its own (--isolate)"));
         }
         if let Some(ram) = &resources.memory.ram
             && let Some(limit) = &resources.memory.limit

@@ -39,6 +39,9 @@ pub(super) struct Group {
     pub(super) slot: u32,
     /// Its memory.max, bytes.
     pub(super) limit: Option<u64>,
+    /// Kills that have been told of.
+    #[serde(default)]
+    pub(super) told: u64,
 }
 
 impl Tree {
