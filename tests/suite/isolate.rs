@@ -143,6 +143,11 @@ fn ends(results: &Results) {
     assert_eq!(results.one("end-left"), "0", "groups and controllers");
     assert_eq!(results.one("killed-left"), "0", "the guard puts everything back");
     assert_eq!(results.one("killed-members"), "0");
+    let worker = results.one("user-worker");
+    assert!(worker.starts_with("up 1000 /box/throng-rs.worker-"), "{worker}");
+    assert_eq!(results.one("escaped-status"), "0");
+    assert_eq!(results.one("escaped-left"), "0", "groups of those who got away");
+    assert_eq!(results.one("escaped-members"), "0");
 }
 
 fn refusals(results: &Results) {
