@@ -79,12 +79,19 @@ impl Engine {
         let own = self.isolation.counted(worker);
         // A group of its own tells whether it was this one, and counts every process of it.
         let kills = own.as_ref().map_or(1, |own| own.kills);
-        let Some(cause) = self.oom.claim(kills).filter(|_| kills > 0) else { return };
+        if kills == 0 {
+            return;
+        }
         self.isolation.told(worker, kills);
-        let alone = own.filter(|own| own.hits > 0 && own.limit.is_some());
-        let cause = match &alone {
-            Some(own) => OomCause { level: Some(own.file.clone()).zip(own.limit), ..cause },
-            None => cause,
+        let counted = self.oom.claim(kills);
+        let alone = own.as_ref().is_some_and(|own| own.hits > 0 && own.limit.is_some());
+        let cause = match own {
+            Some(own) if alone => OomCause { kills, level: Some(own.file).zip(own.limit) },
+            Some(_) => counted.unwrap_or(OomCause { kills, level: None }),
+            None => match counted {
+                Some(cause) => cause,
+                None => return,
+            },
         };
         let peak = self.isolation.peak(worker).unwrap_or(peak);
         let had = show_size(peak);
@@ -110,7 +117,7 @@ impl Engine {
             chosen.unwrap_or_default()
         );
         let again = self.oom.alone.is_some_and(|at| at.elapsed() < AGAIN);
-        if alone.is_some() {
+        if alone {
             self.oom.alone = Some(Instant::now());
             if !again {
                 // The others have what they had: this one is replaced, and nothing else follows.

@@ -217,3 +217,27 @@ pub(crate) fn fuzz(text: &[u8]) {
     }
     let _ = rlimits::memory(text);
 }
+
+#[cfg(all(test, feature = "launcher"))]
+mod tests {
+    use super::*;
+
+    /// A mount that is older than our cgroup namespace: our group has no name there but its members.
+    #[test]
+    fn our_leaf_hides_no_level_from_us() {
+        let files = [
+            ("/proc/self/stat", "7 (throng-rs) S 1"),
+            ("/proc/self/cgroup", "0::/throng-rs.launcher\n"),
+            ("/proc/self/mountinfo", "1 0 0:1 /../.. /sys/fs/cgroup rw - cgroup2 cgroup rw"),
+            ("/proc/meminfo", "MemTotal: 8388608 kB\n"),
+            ("/sys/fs/cgroup/a/b/memory.max", "268435456\n"),
+            ("/sys/fs/cgroup/a/b/throng-rs.launcher/cgroup.procs", "7\n"),
+            ("/sys/fs/cgroup/a/b/throng-rs.launcher/memory.max", "max\n"),
+            ("/sys/fs/cgroup/a/c/throng-rs.launcher/cgroup.procs", "8\n"),
+        ];
+        let host = Host::from_files(files);
+        let dirs = ["/sys/fs/cgroup/a/b", "/sys/fs/cgroup/a", "/sys/fs/cgroup"].map(PathBuf::from);
+        assert_eq!(unified(&host), Ok(dirs.to_vec()));
+        assert_eq!(Resources::of(&host).memory.limit.unwrap().value, 256 << 20);
+    }
+}

@@ -225,6 +225,20 @@ mod tests {
     }
 
     #[test]
+    fn who_is_in_the_launchers_leaf_is_in_the_group_around_it() {
+        for (path, want) in [
+            ("/box/throng-rs.launcher", "/box"),
+            ("/throng-rs.launcher", "/"),
+            ("/throng-rs.launcher/throng-rs.launcher", "/throng-rs.launcher"),
+            ("/box/not-throng-rs.launcher", "/box/not-throng-rs.launcher"),
+            ("/box/throng-rs.launcher/x", "/box/throng-rs.launcher/x"),
+        ] {
+            let ours = Membership::parse(format!("0::{path}\n").as_bytes());
+            assert_eq!(ours.path(Version::V2, Controller::Memory), Some(want.as_bytes()), "{path}");
+        }
+    }
+
+    #[test]
     fn later_mounts_hide_earlier_ones() {
         let text = b"30 1 0:1 / /sys/fs/cgroup ro - tmpfs tmpfs ro\n\
             31 30 0:2 / /sys/fs/cgroup/memory ro - cgroup cgroup rw,memory\n\

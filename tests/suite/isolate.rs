@@ -5,6 +5,7 @@ use serde_json::Value;
 
 use crate::beds::qemu::{self, Results};
 use crate::beds::{Report, skip};
+use crate::support::{done, throng};
 
 const MIB: u64 = 1 << 20;
 
@@ -30,6 +31,31 @@ fn isolation_in_qemu() {
     ends(&results);
     refusals(&results);
     container(&results);
+}
+
+/// Wherever this runs, the test itself is in the group (or memory is in v1): nothing is started, and it is said why.
+#[test]
+fn what_was_asked_for_and_cannot_be_had_is_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let trace = dir.path().join("started");
+    let mut command = throng(&["--isolate", "on", "--workers", "2", "--"]);
+    let run = done(command.arg("touch").arg(&trace));
+    assert_eq!(run.status, 1, "{}", run.stderr);
+    assert!(run.stderr.contains("cannot isolate the workers (--isolate on): "), "{}", run.stderr);
+    assert!(!trace.exists(), "a worker was started");
+}
+
+#[test]
+fn off_by_itself_is_said_with_v_alone() {
+    for (more, said) in [(&["-v"][..], true), (&[], false)] {
+        let mut args = vec!["--workers", "2", "--restart", "never"];
+        args.extend(more);
+        args.extend(["--", "true"]);
+        let run = done(&mut throng(&args));
+        assert_eq!(run.status, 0, "{}", run.stderr);
+        let told = run.stderr.contains("the workers are not isolated: ");
+        assert_eq!(told, said, "{}", run.stderr);
+    }
 }
 
 fn json(results: &Results, name: &str) -> Value {
