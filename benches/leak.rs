@@ -41,6 +41,7 @@ const LONG: Duration = Duration::from_mins(5);
 const SHORT: Duration = Duration::from_mins(1);
 const LOOK: Duration = Duration::from_millis(500);
 
+#[expect(clippy::unnecessary_wraps, reason = "the other benchmark can be interrupted there")]
 fn rest(time: Duration) -> anyhow::Result<()> {
     std::thread::sleep(time);
     Ok(())
@@ -83,6 +84,11 @@ struct Outcome {
 impl Outcome {
     fn row(&self, what: &str, count: u64, limit: &str, kept: bool) -> Row {
         let Self { kind, time, answered, generations, free, .. } = self;
+        println!(
+            "{kind}, {what}: {} s, worker 1 was started {generations} times, {:.0} % free at least",
+            time.as_secs(),
+            free * 100.0
+        );
         Row {
             what: format!("{kind}: {what}"),
             ours: count.to_string(),
@@ -91,19 +97,6 @@ impl Outcome {
             limit: limit.to_owned(),
             kept: Some(kept),
         }
-        .also(format!(
-            "{kind}, {what}: {} s, worker 1 was started {generations} times, {:.0} % free at least",
-            time.as_secs(),
-            free * 100.0
-        ))
-    }
-}
-
-impl Row {
-    /// Says more than the table has room for.
-    fn also(self, text: String) -> Self {
-        println!("{text}");
-        self
     }
 }
 

@@ -198,6 +198,12 @@ pub(crate) const KEYS: &[Key] = &[
         "Abort and replace a worker without WATCHDOG=1 for so long, or whose PATH does not answer [default: off]",
     ),
     key(
+        WORKERS,
+        "isolate",
+        "auto|on|off",
+        "A cgroup with a memory limit for each worker, so that one that takes too much dies alone; auto: where our cgroup is ours to divide [default: auto]",
+    ),
+    key(
         READINESS,
         "ready",
         "auto|spawn|notify|listen|http:PATH|delay:DURATION",

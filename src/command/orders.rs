@@ -109,6 +109,8 @@ impl Sized {
             cpus: cpu.usable,
             told,
             budget: plan.all_memory,
+            room: plan.room,
+            cost: plan.cost,
             others: self.others.clone(),
         }
     }

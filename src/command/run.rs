@@ -13,7 +13,7 @@ use super::orders::Source;
 use super::size::{self, Sized, directory, environment, size_beside};
 use super::way;
 use crate::engine::{
-    self, Check, Config, Environment, Manager, Orders, Prefix, Resume, Surge, User,
+    self, Check, Config, Environment, Isolate, Manager, Orders, Prefix, Resume, Surge, User,
 };
 use crate::exit::{Failure, SUCCESS, usage};
 use crate::fleet::{Adapt, Policy, Readiness, Restart};
@@ -63,6 +63,12 @@ pub(super) fn run(
         return Err(usage(
             "--template fills in who a worker is, and with --exec there is none; leave one of them out",
         ));
+    }
+    if settings.exec && settings.workers.isolate == Switch::On {
+        return Err(usage(format!(
+            "{} gives each worker a group of its own, and with --exec the command forks them; leave one of them out",
+            settings.origin("isolate")
+        )));
     }
     start(settings, share, host, inherited, None, read, &|_| Ok(()))
 }
@@ -217,6 +223,11 @@ fn configure(settings: &Settings, host: &Host, sized: &Sized, parts: Parts) -> C
         words: parts.words,
         orders: parts.orders,
         sized: sized.orders(settings),
+        isolate: match settings.workers.isolate {
+            Switch::Auto => Isolate::Auto,
+            Switch::On => Isolate::On,
+            Switch::Off => Isolate::Off,
+        },
         template: settings.workers.template,
         env: parts.env,
         policy: Policy {

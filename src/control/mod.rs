@@ -18,8 +18,8 @@ pub(crate) use client::{Answer, Instance, NotOne, Selector};
 pub(crate) use follow::prefixed;
 pub(crate) use place::{Place, Socket};
 pub(crate) use wire::{
-    Adapted, Connections, GroupCpu, GroupMemory, GroupPoint, GroupStatus, History, LastExit,
-    Memory, RolloutStatus, SlotStatus, Status, WorkerPoint, WorkerStatus,
+    Adapted, Connections, GroupCpu, GroupMemory, GroupPoint, GroupStatus, History, Isolation,
+    LastExit, Memory, RolloutStatus, SlotStatus, Status, WorkerPoint, WorkerStatus,
 };
 
 /// What is asked of the fleet.

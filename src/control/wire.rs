@@ -31,6 +31,9 @@ pub(crate) struct Status {
     pub(crate) upgrades: u32,
     /// Why the last program that was to come could not go on.
     pub(crate) upgrade_error: Option<String>,
+    /// Whether each worker has a cgroup of its own.
+    #[serde(default)]
+    pub(crate) isolation: Isolation,
     pub(crate) rollout: Option<RolloutStatus>,
     /// What the last look at all of them together found; none before the first.
     pub(crate) measured: Option<GroupStatus>,
@@ -121,6 +124,16 @@ pub(crate) struct Adapted {
     pub(crate) seconds_ago: f64,
 }
 
+/// The workers' cgroups.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub(crate) struct Isolation {
+    pub(crate) on: bool,
+    /// Below which group they are.
+    pub(crate) group: Option<String>,
+    /// Why there are none.
+    pub(crate) why_not: Option<String>,
+}
+
 /// The rollout that is under way.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub(crate) struct RolloutStatus {
@@ -171,8 +184,8 @@ pub(crate) struct Connections {
     pub(crate) failed: u64,
 }
 
-/// Of one worker.
-#[expect(clippy::struct_field_names, reason = "the names of the answer, with their unit")]
+/// Of one worker, in bytes.
+#[expect(clippy::struct_field_names, reason = "the names of the JSON tell the unit")]
 #[derive(Clone, Copy, Debug, Default, Serialize, Deserialize)]
 pub(crate) struct Memory {
     pub(crate) private_bytes: u64,
@@ -181,6 +194,9 @@ pub(crate) struct Memory {
     /// life; none before the first look.
     pub(crate) peak_bytes: Option<u64>,
     pub(crate) p95_bytes: Option<u64>,
+    /// Of its own cgroup, where it has one.
+    #[serde(default)]
+    pub(crate) limit_bytes: Option<u64>,
 }
 
 /// How a worker ended.

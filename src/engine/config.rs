@@ -21,6 +21,7 @@ pub(crate) struct Config {
     pub(crate) orders: Box<dyn Orders>,
     /// The number of workers, and what comes with it.
     pub(crate) sized: Sized,
+    pub(crate) isolate: Isolate,
     /// Whether placeholders in the words are replaced.
     pub(crate) template: bool,
     pub(crate) env: Environment,
@@ -86,6 +87,16 @@ pub(crate) trait Orders {
     fn replan(&self) -> Result<Renewed, String>;
 }
 
+/// Whether each worker gets a cgroup of its own.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Isolate {
+    /// Where that can be had.
+    Auto,
+    /// Or nothing is run.
+    On,
+    Off,
+}
+
 /// What may change while the fleet runs.
 pub(crate) struct Renewed {
     pub(crate) program: PathBuf,
@@ -113,6 +124,10 @@ pub(crate) struct Sized {
     pub(crate) told: Option<(u64, String)>,
     /// Memory of all workers together, bytes.
     pub(crate) budget: Option<u64>,
+    /// What is left for all of us below the limit that binds, headroom included, bytes.
+    pub(crate) room: Option<u64>,
+    /// What one worker is reckoned with, bytes.
+    pub(crate) cost: u64,
     /// What was used when nothing of ours ran.
     pub(crate) others: Others,
 }

@@ -7,6 +7,7 @@
 //! the mark of this run in the environment, which finds also who has left its group and its session.
 //! At a normal end we kill it ourselves. [`watch`] is its own side.
 
+mod tidy;
 mod watch;
 
 use std::collections::BTreeSet;
@@ -22,6 +23,7 @@ use nix::sys::wait::{Id, WaitPidFlag, waitid, waitpid};
 use nix::unistd::{Pid, getpid, pipe2, write};
 use tracing::{debug, warn};
 
+use super::isolate::Inheritance;
 use super::spawn::{Change, fork_apart};
 use watch::{RECORD, Record};
 
@@ -42,6 +44,8 @@ pub(super) struct Guard {
     wanted: bool,
     /// `NAME=value` as it stands in the environment of every worker of this run, and of nobody else.
     mark: Vec<u8>,
+    /// What else is to be put back.
+    inheritance: Option<Inheritance>,
     /// The process groups of this run, for a guard that comes later.
     groups: BTreeSet<i32>,
     process: Option<Process>,
@@ -71,8 +75,9 @@ pub(super) fn name() -> String {
 
 impl Guard {
     /// Starts a guard who looks for `mark`, where one is of use.
-    pub(super) fn start(mark: Vec<u8>, wanted: bool) -> Self {
+    pub(super) fn start(mark: Vec<u8>, wanted: bool, inheritance: Option<Inheritance>) -> Self {
         let mut guard = Self {
+            inheritance,
             wanted: wanted && getpid().as_raw() != 1,
             mark,
             groups: BTreeSet::new(),
@@ -89,10 +94,12 @@ impl Guard {
     pub(super) fn resume(
         mark: Vec<u8>,
         wanted: bool,
+        inheritance: Option<Inheritance>,
         process: Option<(Pid, OwnedFd)>,
         groups: impl Iterator<Item = i32>,
     ) -> Self {
         let mut guard = Self {
+            inheritance,
             wanted: wanted && getpid().as_raw() != 1,
             mark,
             groups: groups.collect(),
@@ -191,7 +198,8 @@ impl Guard {
         let (theirs, ours) = pipe2(OFlag::O_CLOEXEC)?;
         let (begins, begun) = pipe2(OFlag::O_CLOEXEC)?;
         fcntl(&ours, FcntlArg::F_SETFL(OFlag::O_NONBLOCK))?;
-        let pid = fork_apart(|| watch::run(&theirs, &self.mark, &self.groups))?;
+        let inheritance = self.inheritance.as_ref();
+        let pid = fork_apart(|| watch::run(&theirs, &self.mark, &self.groups, inheritance))?;
         drop(begun);
         Ok(Process { pid, pipe: ours, begins: Some(begins) })
     }

@@ -101,6 +101,7 @@ impl Engine {
             return;
         }
         self.look_for_other_kills();
+        self.isolation.share_out(self.fleet.target(), &self.config.sized);
         match self.config.orders.replan() {
             Ok(renewed) => {
                 self.limits.failed = None;

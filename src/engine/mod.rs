@@ -10,6 +10,8 @@ mod diag;
 mod diagnose;
 mod environment;
 mod guard;
+mod isolate;
+mod kmsg;
 mod limits;
 mod manager;
 mod measure;
@@ -54,7 +56,7 @@ use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender};
 use tracing::error;
 
 pub(crate) use check::Check;
-pub(crate) use config::{Config, Inspect, Orders, Prefix, Renewed, Sized};
+pub(crate) use config::{Config, Inspect, Isolate, Orders, Prefix, Renewed, Sized};
 pub(crate) use environment::Environment;
 pub(crate) use manager::Manager;
 pub(crate) use open::run;
@@ -69,6 +71,7 @@ use crate::fleet::{Action, Event, Fleet, Kind, Note, Time, Told, WorkerKey};
 use answer::Control;
 use check::Look;
 use guard::Guard;
+use isolate::Isolation;
 use limits::Limits;
 use measure::Measure;
 use notify::{Message, NotifySocket};
@@ -145,6 +148,7 @@ struct Engine {
     settled: Arc<AtomicBool>,
     /// Children that were here before us: `sh -c 'helper & exec throng-rs …'`.
     strangers: Vec<Pid>,
+    isolation: Isolation,
     guard: Guard,
     manager: Option<Manager>,
     /// The file of the program that takes our place in an upgrade.
@@ -282,6 +286,7 @@ impl Engine {
             Note::GaveUp { worker, .. } => {
                 self.sharing.gone(worker);
                 self.running.remove(&worker);
+                self.leave_group(worker);
             }
             Note::Ready { worker, .. } => {
                 self.sharing.ready(worker);
@@ -292,7 +297,10 @@ impl Engine {
                 self.look_for_life(worker);
             }
             Note::Leaving { worker, .. } | Note::Hung { worker, .. } => self.sharing.leaves(worker),
-            Note::Resized { to, .. } | Note::Adapted { to, .. } => self.sharing.resized(to),
+            Note::Resized { to, .. } | Note::Adapted { to, .. } => {
+                self.sharing.resized(to);
+                self.isolation.share_out(to, &self.config.sized);
+            }
             Note::SlotFailed { slot, .. } | Note::SlotDone { slot } => self.sharing.vacant(slot),
             _ => self.control.note(note),
         }

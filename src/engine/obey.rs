@@ -33,6 +33,7 @@ impl Engine {
             running.killed = true;
         }
         self.signal_group(worker, Signal::SIGKILL);
+        self.isolation.kill(worker);
     }
 
     /// A core dump or a stack trace tells more than an end.

@@ -19,6 +19,7 @@ use tracing::warn;
 
 use super::answer::Control;
 use super::guard::{self, Guard};
+use super::isolate::Isolation;
 use super::limits::Limits;
 use super::measure::Measure;
 use super::notify::NotifySocket;
@@ -45,15 +46,21 @@ pub(crate) fn run(mut config: Config, resume: Option<Resume>) -> anyhow::Result<
     config.env.set("NOTIFY_SOCKET", &name);
     let mark = format!("NOTIFY_SOCKET={name}").into_bytes();
     let wanted = !config.terminal;
+    let isolation = match state {
+        Some(state) => Isolation::adopt(state.isolation.as_ref(), &config.sized),
+        // Before the guard, which is where we are when it begins.
+        None => Isolation::begin(&config)?,
+    };
+    let inheritance = isolation.inheritance();
     let guard = match state {
         Some(state) => {
             let process = state
                 .guard
                 .and_then(|(pipe, pid)| Some((Pid::from_raw(pid), resume::own(Some(pipe))?)));
-            Guard::resume(mark, wanted, process, state.groups.iter().copied())
+            Guard::resume(mark, wanted, inheritance, process, state.groups.iter().copied())
         }
         // As early as can be: it is a copy of us as we are.
-        None => Guard::start(mark, wanted),
+        None => Guard::start(mark, wanted, inheritance),
     };
     let settled = Arc::new(AtomicBool::new(false));
     let runtime = tokio::runtime::Builder::new_current_thread()
@@ -70,7 +77,7 @@ pub(crate) fn run(mut config: Config, resume: Option<Resume>) -> anyhow::Result<
         .build();
     let runtime = runtime.context("cannot start the event loop")?;
     let status = LocalSet::new().block_on(&runtime, async {
-        let base = Base { settled, strangers, guard, name };
+        let base = Base { settled, strangers, isolation, guard, name };
         let mut engine = Engine::new(config, base, resume.as_ref().map(|resume| &resume.state))?;
         if let Some(resume) = resume {
             engine.take_up(&resume)?;
@@ -87,13 +94,14 @@ pub(crate) fn run(mut config: Config, resume: Option<Resume>) -> anyhow::Result<
 struct Base {
     settled: Arc<AtomicBool>,
     strangers: Vec<Pid>,
+    isolation: Isolation,
     guard: Guard,
     name: String,
 }
 
 impl Engine {
     fn new(mut config: Config, base: Base, state: Option<&State>) -> anyhow::Result<Self> {
-        let Base { settled, strangers, guard, name } = base;
+        let Base { settled, strangers, isolation, guard, name } = base;
         let hup_ignored = signals::was_ignored(Signal::SIGHUP);
         let mut signals = Signals::block().context("cannot collect signals")?;
         if let Some(state) = state {
@@ -167,6 +175,7 @@ impl Engine {
             quick_failures: BTreeMap::new(),
             settled,
             strangers,
+            isolation,
             guard,
             manager,
             successor: upgrade::successor(),
@@ -195,6 +204,7 @@ impl Engine {
         if let Some(way_back) = resume.way_back() {
             way_back.close(&resume.state);
         }
+        self.isolation.own();
         self.spawner.hold_places();
         for (listener, state) in self.config.listeners.iter_mut().zip(&resume.state.listeners) {
             if state.file {

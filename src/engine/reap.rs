@@ -55,6 +55,7 @@ impl Engine {
             self.tell(Event::Ended { worker, how, group });
             self.look_for_oom(worker, how, peak);
             if !group && let Some(running) = self.running.remove(&worker) {
+                self.leave_group(worker);
                 self.guard.gone(running.pid);
             }
             if let Some(port) = port {
@@ -73,6 +74,7 @@ impl Engine {
         for worker in gone {
             self.tell(Event::GroupGone { worker });
             if let Some(running) = self.running.remove(&worker) {
+                self.leave_group(worker);
                 self.guard.gone(running.pid);
             }
         }

@@ -84,6 +84,7 @@ impl Engine {
             elapsed: self.now(),
             fleet: self.fleet.save(),
             others: self.config.sized.others.clone(),
+            isolation: Some(self.isolation.save()),
             workers: workers.collect(),
             streams,
             rings: rings.collect(),

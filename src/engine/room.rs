@@ -51,6 +51,7 @@ impl Engine {
         }
         (self.config.program, self.config.words, self.config.env) = (program, words, env);
         self.config.sized = sized;
+        self.isolation.share_out(self.fleet.target(), &self.config.sized);
     }
 
     /// Replaces all workers, or the one of a slot.

@@ -427,6 +427,17 @@ pub(crate) fn signal_by(folder: BorrowedFd<'_>, signal: Signal) -> nix::Result<(
     Errno::result(sent).map(drop)
 }
 
+/// An extended attribute of a file, as far as its first byte (`getxattr(2)`).
+pub(crate) fn attribute(path: &Path, name: &CStr) -> Option<u8> {
+    let path = CString::new(path.as_os_str().as_bytes()).ok()?;
+    let mut value = [0u8; 16];
+    // SAFETY: both names end with a NUL, and the kernel writes no more than the length that it is told.
+    let length = unsafe {
+        libc::getxattr(path.as_ptr(), name.as_ptr(), value.as_mut_ptr().cast(), value.len())
+    };
+    (length > 0).then_some(value[0])
+}
+
 /// Makes ended children stay until they are reaped, also where our parent had ignored `SIGCHLD`.
 pub(crate) fn keep_zombies() -> io::Result<()> {
     let default = SigAction::new(SigHandler::SigDfl, SaFlags::empty(), SigSet::empty());

@@ -36,6 +36,7 @@ impl Engine {
             }
             Err(error) => {
                 self.sharing.gone(to.worker);
+                self.leave_group(to.worker);
                 let why = refusal(&error);
                 let program = self.config.program.display();
                 error!(
@@ -90,6 +91,7 @@ impl Engine {
             };
             (Stdio::null(), piped(&self.stdout)?, piped(&self.stderr)?)
         };
+        let cgroup = self.isolation.make(to, self.fleet.target())?;
         self.guard.stands();
         let terminal = io::stdin();
         let gives = self.in_foreground();
@@ -103,7 +105,7 @@ impl Engine {
             sockets: &equipment.sockets,
             channel: equipment.channel.as_ref().map(AsFd::as_fd),
             terminal: gives.then(|| terminal.as_fd()),
-            cgroup: None,
+            cgroup: cgroup.as_ref().map(AsFd::as_fd),
         })?;
         if gives {
             self.terminal_given.set(Some(pid));

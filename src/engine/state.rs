@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use super::isolate;
 use crate::fleet::{self, WorkerKey};
 use crate::probe::Others;
 use crate::sockets::SavedProxy;
@@ -31,6 +32,9 @@ pub(super) struct State {
     pub(super) fleet: fleet::Saved,
     /// What was used when nothing of ours ran.
     pub(super) others: Others,
+    /// The workers' cgroups.
+    #[serde(default)]
+    pub(super) isolation: Option<isolate::Saved>,
     pub(super) workers: Vec<WorkerState>,
     /// By slot.
     pub(super) rings: BTreeMap<u32, RingState>,

@@ -175,12 +175,20 @@ impl Explained {
                     None if measured => {
                         "a tenth, 16 MiB to 1 GiB: what the workers use under load was measured"
                     }
-                    None if ceiling.swap => {
-                        "a tenth, 48 MiB to 1 GiB: kernel, page tables, sockets, hot files"
-                    }
-                    None => {
-                        "15 %, 72 MiB to 1.5 GiB, as no swap takes a peak: kernel, page tables, sockets, hot files"
-                    }
+                    None => match (ceiling.swap, ceiling.oom_group.is_some()) {
+                        (true, false) => {
+                            "a tenth, 48 MiB to 1 GiB: kernel, page tables, sockets, hot files"
+                        }
+                        (false, false) => {
+                            "15 %, 72 MiB to 1.5 GiB, as no swap takes a peak: kernel, page tables, sockets, hot files"
+                        }
+                        (true, true) => {
+                            "15 %, 72 MiB to 1.5 GiB, as memory.oom.group takes all at once: kernel, page tables, sockets, hot files"
+                        }
+                        (false, true) => {
+                            "20 %, 96 MiB to 2 GiB, as no swap takes a peak and memory.oom.group takes all at once: kernel, page tables, sockets, hot files"
+                        }
+                    },
                 };
                 let origin = request.headroom.as_ref().and_then(|given| given.origin.as_deref());
                 self.step("headroom", show_size(room.headroom), origin, because);
@@ -297,8 +305,8 @@ impl Explained {
             self.warnings.push(format!("{shortage}; starting one may fail"));
             self.shortage.get_or_insert(shortage);
         }
-        if resources.memory.oom_group {
-            self.warnings.push("memory.oom.group is 1: an out-of-memory kill takes all workers and the launcher at once".to_owned());
+        if let Some(file) = outcome.ceiling(inputs).and_then(|ceiling| ceiling.oom_group.as_ref()) {
+            self.warnings.push(format!("{file} is 1: where memory runs out, the kernel kills all workers and the launcher at once; write 0 to it, or see that each worker gets a group of its own (--isolate)"));
         }
         if let Some(ram) = &resources.memory.ram
             && let Some(limit) = &resources.memory.limit

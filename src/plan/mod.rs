@@ -139,6 +139,12 @@ pub struct Plan {
     pub up_to: Option<u32>,
     /// The same in a sentence.
     pub outlook: Option<String>,
+    /// What is left below the limit that binds when others have had theirs: the same, and the headroom.
+    #[cfg_attr(not(feature = "launcher"), expect(dead_code, reason = "for who enforces it"))]
+    pub(crate) room: Option<u64>,
+    /// What one worker is reckoned with, in bytes.
+    #[cfg_attr(not(feature = "launcher"), expect(dead_code, reason = "for who enforces it"))]
+    pub(crate) cost: u64,
     /// CPUs for one worker, a fraction.
     pub worker_cpus: f64,
     /// What the number was computed from.
@@ -216,6 +222,8 @@ fn plan(resources: Resources, request: &Request) -> Plan {
         allows,
         outlook: up_to.map(|up_to| explain::outlook(workers, up_to, request)),
         up_to,
+        room: outcome.memory.as_ref().map(|room| room.free),
+        cost: inputs.worker_memory,
         worker_cpus: resources.cpu.usable / f64::from(workers),
         steps: explained.steps,
         verdict: explained.verdict,

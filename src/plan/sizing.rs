@@ -79,6 +79,8 @@ pub(crate) struct MemoryRoom {
     pub(crate) by_high: bool,
     /// What all workers together may take.
     pub(crate) budget: u64,
+    /// The same without headroom: what is left to the limit itself.
+    pub(crate) free: u64,
     /// How many that is.
     pub(crate) workers: u32,
 }
@@ -156,7 +158,7 @@ impl Inputs {
         let limit = ceiling.limit.as_ref().map(|limit| limit.value).filter(binds);
         let high = ceiling.high.as_ref().map(|high| high.value).filter(binds);
         limit.or(high)?;
-        let headroom = limit.map_or(0, |limit| self.headroom(limit, ceiling.swap));
+        let headroom = limit.map_or(0, |limit| self.headroom(limit, ceiling));
         let hard = limit.map_or(u64::MAX, |limit| limit.saturating_sub(headroom));
         // Above memory.high tasks are throttled and never killed; without swap that is a livelock.
         let soft = high.map_or(u64::MAX, |high| high / 100 * 95 + high % 100 * 95 / 100);
@@ -168,20 +170,23 @@ impl Inputs {
             headroom,
             by_high: soft < hard,
             budget,
+            free: limit.into_iter().chain(high).min().unwrap_or(0).saturating_sub(ceiling.used),
             workers: workers.min(MOST_WORKERS),
         })
     }
 
-    /// Kept for the kernel, page tables, sockets and hot page cache: a tenth, within bounds, and half
-    /// as much again where no swap can take a peak. What was measured leaves less in the dark.
-    fn headroom(&self, limit: u64, swap: bool) -> u64 {
+    /// Kept for the kernel, page tables, sockets and hot page cache: a tenth, within bounds; half as much
+    /// again where no swap can take a peak, and also where one kill takes everybody at once.
+    fn headroom(&self, limit: u64, ceiling: &Ceiling) -> u64 {
         match self.headroom {
             Some(Headroom::Bytes(bytes)) => bytes,
             Some(Headroom::Share(share)) => portion(limit, share),
             None if self.measured => (limit / 10).clamp(16 * MIB, GIB),
             None => {
                 let tenth = (limit / 10).clamp(48 * MIB, GIB);
-                if swap { tenth } else { tenth / 2 * 3 }
+                let dangers = [!ceiling.swap, ceiling.oom_group.is_some()];
+                let dangers = dangers.iter().filter(|there| **there).count() as u64;
+                tenth / 2 * (2 + dangers)
             }
         }
     }
@@ -232,7 +237,16 @@ mod tests {
 
     fn ceiling(limit: u64, used: u64) -> Ceiling {
         let limit = Some(Fact { value: limit, source: String::new() });
-        Ceiling { limit, high: None, used, used_source: None, swap: true, machine: false }
+        let used_source = None;
+        Ceiling {
+            limit,
+            high: None,
+            used,
+            used_source,
+            swap: true,
+            oom_group: None,
+            machine: false,
+        }
     }
 
     fn quota(cpus: f64) -> Cpus {
@@ -260,15 +274,27 @@ mod tests {
     #[test]
     fn headroom_is_a_tenth_within_bounds_and_more_without_swap() {
         let with = inputs();
-        assert_eq!(with.headroom(256 * MIB, true), 48 * MIB);
-        assert_eq!(with.headroom(1000 * MIB, true), 100 * MIB);
-        assert_eq!(with.headroom(100 * GIB, true), GIB);
-        assert_eq!(with.headroom(1000 * MIB, false), 150 * MIB);
+        let swaps = ceiling(0, 0);
+        assert_eq!(with.headroom(256 * MIB, &swaps), 48 * MIB);
+        assert_eq!(with.headroom(1000 * MIB, &swaps), 100 * MIB);
+        assert_eq!(with.headroom(100 * GIB, &swaps), GIB);
+        let none = Ceiling { swap: false, ..ceiling(0, 0) };
+        assert_eq!(with.headroom(1000 * MIB, &none), 150 * MIB);
         let measured = Inputs { measured: true, ..inputs() };
-        assert_eq!(measured.headroom(500 * MIB, false), 50 * MIB);
-        assert_eq!(measured.headroom(64 * MIB, false), 16 * MIB);
+        assert_eq!(measured.headroom(500 * MIB, &none), 50 * MIB);
+        assert_eq!(measured.headroom(64 * MIB, &none), 16 * MIB);
         let share = Inputs { headroom: Some(Headroom::Share(0.2)), ..inputs() };
-        assert_eq!(share.headroom(1000, false), 200);
+        assert_eq!(share.headroom(1000, &none), 200);
+    }
+
+    #[test]
+    fn more_is_kept_where_one_kill_takes_all() {
+        let together = Ceiling { oom_group: Some("file".to_owned()), ..ceiling(0, 0) };
+        assert_eq!(inputs().headroom(1000 * MIB, &together), 150 * MIB);
+        let worst = Ceiling { swap: false, ..together.clone() };
+        assert_eq!(inputs().headroom(1000 * MIB, &worst), 200 * MIB);
+        let told = Inputs { headroom: Some(Headroom::Bytes(7)), ..inputs() };
+        assert_eq!(told.headroom(1000 * MIB, &together), 7, "what was told holds");
     }
 
     #[test]

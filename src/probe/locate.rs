@@ -6,7 +6,7 @@
 use std::path::{Path, PathBuf};
 
 use super::host::{Host, path_of};
-use super::mounts::{Controller, Membership, Mount, Version};
+use super::mounts::{Controller, LAUNCHER_GROUP, Membership, Mount, Version};
 use super::parse::{lines, number, trim, words};
 
 /// A hostile or huge tree must not hold up the start: after so many directories the search gives up.
@@ -188,7 +188,9 @@ fn find_by_pid(host: &Host, top: &Path, depth: usize, path: &[&[u8]]) -> Option<
         }
         level = below;
     }
-    level.into_iter().map(|dir| join(&dir, path)).find(|dir| lists(host, dir, pid))
+    let holds =
+        |dir: &PathBuf| lists(host, dir, pid) || lists(host, &dir.join(LAUNCHER_GROUP), pid);
+    level.into_iter().map(|dir| join(&dir, path)).find(holds)
 }
 
 fn lists(host: &Host, dir: &Path, pid: u64) -> bool {

@@ -41,14 +41,18 @@ pub(crate) use gauge::{Gauge, Notices, Reading};
 #[cfg(feature = "launcher")]
 pub(crate) use host::{path_of, show};
 #[cfg(feature = "launcher")]
+pub(crate) use mounts::LAUNCHER_GROUP;
+#[cfg(feature = "launcher")]
 pub(crate) use mounts::unescape;
 #[cfg(feature = "launcher")]
-pub(crate) use oom::{OomCause, OomLevel, oom_levels};
+pub(crate) use oom::{OomCause, OomLevel, oom_level, oom_levels};
 
 use crate::units::Fraction;
 use levels::Reader;
 use locate::{Fit, Place, locate};
 pub(crate) use mounts::Controller;
+#[cfg(feature = "launcher")]
+use mounts::Version;
 use mounts::{Membership, parse_mountinfo};
 
 /// Everything the probe found, before any of it is weighed.
@@ -131,6 +135,35 @@ fn chains(host: &Host) -> impl Fn(Controller) -> Vec<PathBuf> {
 }
 
 #[cfg(feature = "launcher")]
+/// Our own group of the memory controller, as `/proc/self/cgroup` calls it.
+pub(crate) fn memory_path(host: &Host) -> Option<String> {
+    let ours = Membership::parse(&host.read(Path::new("/proc/self/cgroup")).ok()?);
+    let path = |version| ours.path(version, Controller::Memory);
+    path(Version::V1).or(path(Version::V2)).map(|path| String::from_utf8_lossy(path).into_owned())
+}
+
+#[cfg(feature = "launcher")]
+/// Our own group and those above it, where memory is a matter of cgroup v2; else why they cannot be had.
+pub(crate) fn unified(host: &Host) -> Result<Vec<PathBuf>, &'static str> {
+    let read = |path: &str| host.read(Path::new(path)).unwrap_or_default();
+    let ours = Membership::parse(&read("/proc/self/cgroup"));
+    let mut mounts = parse_mountinfo(&read("/proc/self/mountinfo"));
+    if host.is_live() {
+        mounts.retain(machine::is_what_it_says);
+    }
+    match locate(host, &ours, &mounts, Controller::Memory) {
+        None => Err("no cgroup is mounted here"),
+        Some(place) if place.version == Version::V1 => {
+            Err("memory is in cgroup v1 here, and only v2 can be shared out")
+        }
+        Some(place) if !matches!(place.fit, Fit::Exact | Fit::ByPid) => {
+            Err("our own cgroup directory cannot be seen")
+        }
+        Some(place) => Ok(place.chain),
+    }
+}
+
+#[cfg(feature = "launcher")]
 /// The files that hold the limits of all levels, as far as they are there.
 pub(crate) fn limit_files(host: &Host) -> Vec<PathBuf> {
     let kinds: [(Controller, &[&str]); 4] = [
@@ -187,4 +220,28 @@ pub(crate) fn fuzz(text: &[u8]) {
         assert!(list.intersect(&mask).count() <= list.count());
     }
     let _ = rlimits::memory(text);
+}
+
+#[cfg(all(test, feature = "launcher"))]
+mod tests {
+    use super::*;
+
+    /// A mount that is older than our cgroup namespace: our group has no name there but its members.
+    #[test]
+    fn our_leaf_hides_no_level_from_us() {
+        let files = [
+            ("/proc/self/stat", "7 (throng-rs) S 1"),
+            ("/proc/self/cgroup", "0::/throng-rs.launcher\n"),
+            ("/proc/self/mountinfo", "1 0 0:1 /../.. /sys/fs/cgroup rw - cgroup2 cgroup rw"),
+            ("/proc/meminfo", "MemTotal: 8388608 kB\n"),
+            ("/sys/fs/cgroup/a/b/memory.max", "268435456\n"),
+            ("/sys/fs/cgroup/a/b/throng-rs.launcher/cgroup.procs", "7\n"),
+            ("/sys/fs/cgroup/a/b/throng-rs.launcher/memory.max", "max\n"),
+            ("/sys/fs/cgroup/a/c/throng-rs.launcher/cgroup.procs", "8\n"),
+        ];
+        let host = Host::from_files(files);
+        let dirs = ["/sys/fs/cgroup/a/b", "/sys/fs/cgroup/a", "/sys/fs/cgroup"].map(PathBuf::from);
+        assert_eq!(unified(&host), Ok(dirs.to_vec()));
+        assert_eq!(Resources::of(&host).memory.limit.unwrap().value, 256 << 20);
+    }
 }

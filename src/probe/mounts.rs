@@ -37,6 +37,21 @@ pub(crate) enum Version {
     V2,
 }
 
+/// Where the launcher lives inside of its own group, so that its workers can have groups beside it: the
+/// kernel wants processes in the leaves alone. It has no limit of its own.
+pub(crate) const LAUNCHER_GROUP: &str = "throng-rs.launcher";
+
+/// The group that is ours to size by, also for who is in that leaf of it.
+fn without_leaf(path: &[u8]) -> &[u8] {
+    let parent =
+        path.strip_suffix(LAUNCHER_GROUP.as_bytes()).and_then(|rest| rest.strip_suffix(b"/"));
+    match parent {
+        Some(b"") => b"/",
+        Some(parent) => parent,
+        None => path,
+    }
+}
+
 /// Our own groups, as `/proc/self/cgroup` names them (never escaped there).
 #[derive(Debug, Default)]
 pub(crate) struct Membership {
@@ -60,7 +75,7 @@ impl Membership {
                 continue;
             }
             if id == b"0" && controllers.is_empty() {
-                found.unified.get_or_insert_with(|| path.to_vec());
+                found.unified.get_or_insert_with(|| without_leaf(path).to_vec());
                 continue;
             }
             found.v1.push((controllers.to_vec(), path.to_vec()));
@@ -207,6 +222,20 @@ mod tests {
         assert_eq!(ours.path(Version::V1, Controller::Cpu), Some(&b"/a:b"[..]));
         assert_eq!(ours.path(Version::V2, Controller::Memory), Some(&b"/app one"[..]));
         assert_eq!(ours.path(Version::V1, Controller::Memory), None);
+    }
+
+    #[test]
+    fn who_is_in_the_launchers_leaf_is_in_the_group_around_it() {
+        for (path, want) in [
+            ("/box/throng-rs.launcher", "/box"),
+            ("/throng-rs.launcher", "/"),
+            ("/throng-rs.launcher/throng-rs.launcher", "/throng-rs.launcher"),
+            ("/box/not-throng-rs.launcher", "/box/not-throng-rs.launcher"),
+            ("/box/throng-rs.launcher/x", "/box/throng-rs.launcher/x"),
+        ] {
+            let ours = Membership::parse(format!("0::{path}\n").as_bytes());
+            assert_eq!(ours.path(Version::V2, Controller::Memory), Some(want.as_bytes()), "{path}");
+        }
     }
 
     #[test]

@@ -13,9 +13,9 @@ pub(crate) struct OomLevel {
     pub(crate) limit: Option<u64>,
     /// How often this level had nothing left. v2: also where a level below it had none (`oom` in
     /// `memory.events`); v1: how often its limit was hit (`memory.failcnt`).
-    hits: u64,
+    pub(crate) hits: u64,
     /// Processes of this group that were killed for memory; v2 with the groups below it.
-    kills: u64,
+    pub(crate) kills: u64,
 }
 
 /// What happened between two looks.
@@ -30,10 +30,11 @@ pub(crate) struct OomCause {
 
 /// The counters of all levels, our own first. Those of a kernel that does not count are zero.
 pub(crate) fn oom_levels(host: &Host) -> Vec<OomLevel> {
-    chain(host, Controller::Memory).iter().map(|dir| level(host, dir)).collect()
+    chain(host, Controller::Memory).iter().map(|dir| oom_level(host, dir)).collect()
 }
 
-fn level(host: &Host, dir: &Path) -> OomLevel {
+/// The counters of one group.
+pub(crate) fn oom_level(host: &Host, dir: &Path) -> OomLevel {
     let read = |name: &str| host.read(&dir.join(name)).unwrap_or_default();
     let limit = |name: &str| {
         let limit = match parse::limit(&read(name)) {

@@ -41,7 +41,10 @@ impl Resources {
     #[must_use]
     pub fn pretend_memory(mut self, bytes: u64, source: &str, swap: bool) -> Self {
         let limit = Some(Fact { value: bytes, source: source.to_owned() });
+        // Who is killed together is no matter of how much there is.
+        let oom_group = self.memory.ceilings.iter().rev().find_map(|one| one.oom_group.clone());
         self.memory.ceilings = vec![Ceiling {
+            oom_group,
             limit: limit.clone(),
             high: None,
             used: 0,

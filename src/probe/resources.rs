@@ -85,6 +85,8 @@ pub struct Ceiling {
     pub used_source: Option<String>,
     /// Whether pages can be swapped out before it is hit.
     pub swap: bool,
+    /// The `memory.oom.group` by which a kill for want of this takes a whole group of ours, where there is one.
+    pub oom_group: Option<String>,
     /// Whether it is the machine itself; no cgroup limit at or above it binds.
     pub machine: bool,
 }
@@ -148,11 +150,18 @@ impl Evidence {
         let allowed = self.memory.iter().filter_map(|level| level.swap).min();
         let swaps =
             |unknown: bool| self.machine.swap > 0 && allowed.map_or(unknown, |most| most > 0);
+        // The kernel kills the highest group that says so, up to the level that ran out.
+        let killed = |levels: &[MemoryLevel]| {
+            let group = levels.iter().rev().find(|level| level.oom_group)?;
+            Some(format!("{}/memory.oom.group", group.dir.trim_end_matches('/')))
+        };
         let mut ceilings: Vec<Ceiling> = self
             .memory
             .iter()
-            .filter(|level| level.limit.is_some() || level.high.is_some())
-            .map(|level| Ceiling {
+            .enumerate()
+            .filter(|(_, level)| level.limit.is_some() || level.high.is_some())
+            .map(|(depth, level)| Ceiling {
+                oom_group: killed(&self.memory[..=depth]),
                 limit: level.limit.clone(),
                 high: level.high.clone(),
                 used: level.working_set(),
@@ -166,7 +175,17 @@ impl Evidence {
             let limit = Some(ram.clone());
             let used_source = self.machine.available.map(|_| MEMINFO.to_owned());
             let swap = swaps(true);
-            ceilings.push(Ceiling { limit, high: None, used, used_source, swap, machine: true });
+            let oom_group = killed(&self.memory);
+            let machine = true;
+            ceilings.push(Ceiling {
+                limit,
+                high: None,
+                used,
+                used_source,
+                swap,
+                oom_group,
+                machine,
+            });
         }
         Memory {
             high: least(|level| level.high.as_ref()),

@@ -27,6 +27,9 @@ pub(crate) fn status(status: &Status) -> String {
             let _ = writeln!(text, "{}", cut(&line, 80));
         }
     }
+    if let Some(limits) = limits(status) {
+        let _ = writeln!(text, "{}", cut(&limits, 80));
+    }
     if let Some(rollout) = &status.rollout {
         let _ = writeln!(text, "{} under way, {} to go", rollout.kind, rollout.left);
     }
@@ -117,6 +120,14 @@ fn percent(share: f64) -> String {
     format!("{:.0}%", share * 100.0)
 }
 
+/// What each worker may have, where it has a group of its own.
+fn limits(status: &Status) -> Option<String> {
+    let limits = status.workers.iter().filter_map(|worker| worker.memory.limit_bytes);
+    let (least, most) = (limits.clone().min()?, limits.max()?);
+    let least = if least == most { String::new() } else { format!("{} to ", show_size(least)) };
+    Some(format!("isolated: {least}{} for each, in a cgroup of its own", show_size(most)))
+}
+
 fn exit(last: Option<&LastExit>) -> String {
     last.map_or_else(|| "-".to_owned(), |last| last.text.replace("status ", ""))
 }
@@ -167,6 +178,7 @@ mod tests {
             memory: Memory {
                 private_bytes: 1_234_567_890,
                 shared_bytes: 999_999_999,
+                limit_bytes: Some(2 << 30),
                 ..Memory::default()
             },
             cpu_seconds: 399_000.0,
@@ -198,6 +210,7 @@ mod tests {
             bound_by: "memory".to_owned(),
             upgrades: 0,
             upgrade_error: None,
+            isolation: crate::control::Isolation::default(),
             rollout: None,
             measured: None,
             workers: vec![worker],

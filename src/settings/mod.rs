@@ -155,6 +155,8 @@ pub(crate) struct Workers {
     pub(crate) watchdog: Option<Watchdog>,
     /// What a worker is sent before its stop signal.
     pub(crate) stop_message: Option<serde_json::Value>,
+    /// Whether each worker gets a cgroup of its own.
+    pub(crate) isolate: Switch,
 }
 
 /// What makes a worker ready.
@@ -437,6 +439,7 @@ impl Workers {
                 .unwrap_or(Duration::from_secs(30)),
             watchdog: layers.given("watchdog", WATCHDOG, watchdog)?.and_then(|given| given.value),
             stop_message: layers.text("stop-message")?.filter(|text| !text.is_empty()).map(message),
+            isolate: layers.choice_or("isolate", SWITCH, Switch::Auto)?,
         })
     }
 }

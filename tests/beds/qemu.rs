@@ -14,12 +14,9 @@ use std::time::Duration;
 /// Emulated, a guest boots and runs in half a minute, and in much more where the machine is busy with other things.
 const LIMIT: Duration = Duration::from_mins(5);
 
-/// The guest's part, by the place where it lies there.
-const SCRIPTS: [(&str, &str); 3] = [
-    ("init", include_str!("guest/init")),
-    ("scenarios", include_str!("guest/scenarios")),
-    ("bin/ingroup", include_str!("guest/ingroup")),
-];
+/// The guest's part, by the place where it lies there; beside these, what is to happen in it.
+const SCRIPTS: [(&str, &str); 2] =
+    [("init", include_str!("guest/init")), ("bin/ingroup", include_str!("guest/ingroup"))];
 
 /// What the guest said: a name may come more than once.
 pub(crate) struct Results {
@@ -133,7 +130,17 @@ fn initramfs(
 
 /// The guest of `guest/scenarios`, whose PID 1 is a script.
 pub(crate) fn scenarios(root: &Path) -> Result<(), String> {
+    guest(root, include_str!("guest/scenarios"))
+}
+
+/// The same with the story of `guest/isolate`.
+pub(crate) fn isolate(root: &Path) -> Result<(), String> {
+    guest(root, include_str!("guest/isolate"))
+}
+
+fn guest(root: &Path, story: &str) -> Result<(), String> {
     copy(&static_binary()?, &root.join("throng-rs"))?;
+    script(&root.join("scenarios"), story)?;
     for (name, text) in SCRIPTS {
         script(&root.join(name), text)?;
     }

@@ -11,7 +11,7 @@ const UNITS: &str = "etc/systemd/system";
 
 /// What the guest has beside the documented units: targets that those name, the driver, a command that fails. Nothing of
 /// Debian's own, which would bring a whole system up.
-const OWN_UNITS: [(&str, &str); 9] = [
+const OWN_UNITS: [(&str, &str); 10] = [
     ("default.target", "[Unit]\nDefaultDependencies=no\nRequires=driver.service\n"),
     (
         "driver.service",
@@ -19,11 +19,17 @@ const OWN_UNITS: [(&str, &str); 9] = [
          StandardOutput=file:/dev/console\nStandardError=file:/dev/console\n",
     ),
     (
-        // The documented unit with a number of workers that a small guest has room for, a watchdog that is worth waiting for (on a
+        // The documented unit with a number of workers that a small guest has room for and shares that suffice them, a watchdog that is worth waiting for (on a
         // busy machine a process, and so the guest's CPU, was seen to stand still for 4 s), and the sizing report of a process inside.
         "app.service.d/guest.conf",
-        "[Service]\nEnvironment=THRONG_WORKERS=3\nWatchdogSec=10\n\
+        "[Service]\nEnvironment=THRONG_WORKERS=3 THRONG_WORKER_MEMORY=40M\nWatchdogSec=10\n\
          ExecStartPre=/bin/sh -c \"/usr/local/bin/throng-rs --dry-run --format json >/run/size.json\"\n\
+         StandardOutput=file:/dev/console\nStandardError=file:/dev/console\n",
+    ),
+    (
+        "kept.service",
+        "[Service]\nType=notify\nMemoryMax=100M\n\
+         ExecStart=/usr/local/bin/throng-rs --isolate on --worker-memory 10M --workers 2 -- sleep 1000\n\
          StandardOutput=file:/dev/console\nStandardError=file:/dev/console\n",
     ),
     (

@@ -94,6 +94,7 @@ fn bad_values_are_named_with_their_origin_and_what_is_accepted() {
     refused(&[], &[("WEB_CONCURRENCY", "lots")], &["\"lots\"", "WEB_CONCURRENCY"]);
     refused(&[], &[("WEB_CONCURRENCY", "2.5")], &["\"2.5\""]);
     refused(&[], &[("WEB_MEMORY", "-5")], &["\"-5\"", "WEB_MEMORY"]);
+    refused(&["--isolate", "yes"], &[], &["\"yes\"", "--isolate", "auto, on, off"]);
 }
 
 #[test]
@@ -131,6 +132,7 @@ fn contradictions_are_named() {
         &[("THRONG_GUARD", "off")],
         &["THRONG_GUARD in the environment (off)", "--max-worker-memory"],
     );
+    refused(&["--exec", "--isolate", "on"], &[], &["--exec", "--isolate"]);
 }
 
 #[test]

@@ -16,6 +16,7 @@ mod faults;
 mod guarded;
 mod hosts;
 mod inherit;
+mod isolate;
 mod launch;
 mod limits;
 mod load;

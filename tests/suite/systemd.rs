@@ -52,6 +52,9 @@ fn start(results: &Results) {
         assert!(worker.ends_with(" watchdog=none"), "{worker}");
     }
     assert_eq!(results.one("delegate"), "yes");
+    assert_eq!(results.one("groups"), "4", "one for the launcher and one for each worker");
+    let limit: u64 = results.one("group-limit").parse().unwrap();
+    assert!((70 * MIB..80 * MIB).contains(&limit), "{limit}");
     let group = "/sys/fs/cgroup/system.slice/app.service";
     Report::parse("sizing", results.one("sizing"))
         .count("/memory/limit_bytes", Some(256 * MIB))
@@ -64,7 +67,7 @@ fn losses_and_reload(results: &Results) {
     let console =
         |text: &str| assert!(results.console().contains(text), "no {text:?} on the console");
     console("(STATUS=2 of 3 workers ready)");
-    assert_eq!(results.one("oom-kills"), "1", "the kernel killed one process");
+    assert_eq!(results.one("oom-kills"), "1", "the kernel killed one worker");
     assert_eq!(results.one("back"), "3 of 3 workers ready");
     // systemd heard of the kill, and left it to us.
     console("app.service: A process of this unit has been killed by the OOM killer.");
@@ -117,6 +120,10 @@ fn ends(results: &Results) {
     state(results, "stop", ["inactive", "", "0", "success"]);
     assert_eq!(results.one("stop-ExecMainStatus"), "0");
     assert_eq!(results.one("stop-group"), "gone", "processes left behind");
+    assert_eq!(results.one("kept-status"), "1", "systemctl start fails");
+    assert_eq!(results.one("kept-ExecMainStatus"), "1");
+    let why = "systemd keeps the cgroup of kept.service to itself; add Delegate=yes to the unit";
+    assert!(results.console().contains(why), "{}", results.console());
     assert_eq!(results.one("broken-status"), "1", "systemctl start fails");
     let text = "the start failed: 2 workers ended before being ready";
     state(results, "broken", ["failed", text, "0", "exit-code"]);

@@ -37,7 +37,7 @@ fn oom_group(case: &Case<'_>, level: &MemoryLevel) -> Option<Finding> {
         "oom-group",
         (file.display().to_string(), text_of(case, &file).unwrap_or_default()),
         "Where memory runs out, the kernel kills every process of this group at once: one worker that grows takes all the others and throng-rs with it.",
-        "Leave more free (--headroom 20%), or write 0 to the file. Kubernetes sets it for each container; singleProcessOOMKill in the kubelet's configuration turns that off.",
+        "The plan keeps more free for that. Write 0 to the file, or give each worker a cgroup of its own (--isolate on), where ours can be divided. Kubernetes sets it for each container; singleProcessOOMKill in the kubelet's configuration turns that off.",
     ))
 }
 

@@ -15,7 +15,9 @@ use nix::sys::signal::{Signal, kill, killpg};
 use nix::sys::stat::Mode;
 use nix::unistd::{Pid, chdir, getpid, read, setsid};
 
+use super::super::isolate::Inheritance;
 use super::super::spawn::{Extent, list, read_at_rest, shed, signal_by};
+use super::tidy::Remains;
 
 /// What `ps` and `top` show; without the name that a `pkill` of the launcher would match.
 const NAME: &std::ffi::CStr = c"throng-guard";
@@ -26,10 +28,10 @@ const MOST_GROUPS: usize = 20_000;
 /// A longer mark would not be found; ours have some fifty bytes.
 const MOST_MARK: usize = 256;
 /// How long is looked for survivors: KILL does not end what is stuck in the kernel.
-const PATIENCE: Duration = Duration::from_secs(10);
+pub(super) const PATIENCE: Duration = Duration::from_secs(10);
 /// The waits between two looks: doubled from the first to the last.
-const SOON: Duration = Duration::from_millis(1);
-const LATER: Duration = Duration::from_millis(50);
+pub(super) const SOON: Duration = Duration::from_millis(1);
+pub(super) const LATER: Duration = Duration::from_millis(50);
 
 /// The groups, zero where a place is free. Pages that are never touched cost nothing.
 static GROUPS: [AtomicI32; MOST_GROUPS] = [const { AtomicI32::new(0) }; MOST_GROUPS];
@@ -67,7 +69,12 @@ impl Record {
 }
 
 /// Waits for the launcher's end, in a process of our own, and ends what it leaves behind.
-pub(super) fn run(pipe: &OwnedFd, mark: &[u8], groups: &BTreeSet<i32>) {
+pub(super) fn run(
+    pipe: &OwnedFd,
+    mark: &[u8],
+    groups: &BTreeSet<i32>,
+    inheritance: Option<&Inheritance>,
+) {
     // A key pressed on the launcher's terminal is not for us.
     let _ = setsid();
     let _ = set_name(NAME);
@@ -80,9 +87,13 @@ pub(super) fn run(pipe: &OwnedFd, mark: &[u8], groups: &BTreeSet<i32>) {
     let mut own = [0; MOST_MARK];
     let length = mark.len().min(MOST_MARK);
     own[..length].copy_from_slice(&mark[..length]);
+    let remains = Remains::of(inheritance);
     let extent = extent().unwrap_or_default();
     listen(shed(pipe, NAME, extent), extent);
     clean_up(&own[..length]);
+    if let Some(remains) = remains {
+        remains.put_back();
+    }
 }
 
 /// Where the launcher's memory lies, of which we are a copy: the last fields of `/proc/self/stat`.
@@ -194,7 +205,7 @@ fn kill_survivors(mark: &[u8]) -> Option<usize> {
     }
 }
 
-const FOLDER: OFlag = OFlag::O_RDONLY.union(OFlag::O_DIRECTORY).union(OFlag::O_CLOEXEC);
+pub(super) const FOLDER: OFlag = OFlag::O_RDONLY.union(OFlag::O_DIRECTORY).union(OFlag::O_CLOEXEC);
 
 /// Kills a process that lives and belongs to the run; `None` where it has just gone.
 fn killed(proc: BorrowedFd<'_>, name: &str, pid: i32, mark: &[u8]) -> Option<bool> {
