@@ -6,6 +6,7 @@ mod histories;
 mod ready;
 mod rolling;
 mod simulator;
+mod visions;
 
 use std::time::Duration;
 
