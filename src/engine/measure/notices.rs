@@ -1,8 +1,8 @@
 //! What the kernel tells between two looks: tasks stand still for want of memory (PSI), a limit was hit
 //! (v2: `memory.events` is written to), usage comes near to a limit (v1: an eventfd).
 //!
-//! Nothing here may fail the run: what cannot be had is left out. Each tells once and is silent until it is
-//! armed again, since some would tell a hundred times in a second: what follows a notice is closer
+//! Nothing here may fail the run: what cannot be had is left out. The latter two tell once and are silent until
+//! they are armed again, since they would tell a hundred times in a second: what follows a notice is closer
 //! looks anyway.
 
 use std::fs::{File, OpenOptions};
@@ -33,8 +33,8 @@ pub(super) struct Notices {
     pressure: Option<AsyncFd<OwnedFd>>,
     events: Option<AsyncFd<OwnedFd>>,
     thresholds: Option<AsyncFd<OwnedFd>>,
-    /// Told, and not armed again.
-    heard: [bool; 3],
+    /// A limit was hit, and that has not been read yet.
+    hit: bool,
 }
 
 /// What told.
@@ -57,38 +57,44 @@ impl Notice {
 
 impl Notices {
     /// Asks for what there is, anew where limits or groups have changed; and lets those speak again that have.
-    pub(super) fn arm(&mut self, wanted: Wanted) {
+    /// `plenty`: memory is far from its limit, where pressure is somebody else's.
+    pub(super) fn arm(&mut self, wanted: Wanted, plenty: bool) {
         if self.wanted.as_ref() != Some(&wanted) {
-            *self = Self {
-                pressure: pressure(&wanted.pressure),
-                events: events(&wanted),
-                thresholds: thresholds(&wanted),
-                wanted: Some(wanted),
-                heard: [false; 3],
-            };
-            return;
+            *self = Self { events: events(&wanted), ..Self::default() };
         }
-        // A trigger holds nothing to be read.
-        let queues = [None, self.events.as_ref(), self.thresholds.as_ref()];
-        for (heard, queue) in self.heard.iter_mut().zip(queues) {
-            if std::mem::take(heard)
-                && let Some(queue) = queue
-            {
-                drain(queue.get_ref());
-            }
+        if plenty {
+            self.pressure = None;
+        } else if self.pressure.is_none() {
+            self.pressure = pressure(&wanted.pressure);
         }
+        if self.thresholds.is_none() {
+            self.thresholds = thresholds(&wanted);
+        }
+        if std::mem::take(&mut self.hit)
+            && let Some(events) = &self.events
+        {
+            drain(events.get_ref());
+        }
+        self.wanted = Some(wanted);
     }
 
     /// What tells first, of those that are armed.
     pub(super) async fn next(&mut self) -> Notice {
-        let [pressure, events, thresholds] = self.heard;
-        let told = tokio::select! {
-            () = told(self.pressure.as_ref().filter(|_| !pressure), Interest::PRIORITY) => Notice::Pressure,
-            () = told(self.events.as_ref().filter(|_| !events), Interest::READABLE) => Notice::Events,
-            () = told(self.thresholds.as_ref().filter(|_| !thresholds), Interest::READABLE) => Notice::Threshold,
+        let events = self.events.as_ref().filter(|_| !self.hit);
+        let notice = tokio::select! {
+            () = told(self.pressure.as_ref(), Interest::PRIORITY) => Notice::Pressure,
+            () = told(events, Interest::READABLE) => Notice::Events,
+            () = told(self.thresholds.as_ref(), Interest::READABLE) => Notice::Threshold,
         };
-        self.heard[told as usize] = true;
-        told
+        match notice {
+            // Once in 2 s at most; closing it makes us wait for the kernel.
+            Notice::Pressure => {}
+            // Open, it would wake us up each time.
+            Notice::Threshold => self.thresholds = None,
+            // What is not read is not told again, and closing it costs the kernel milliseconds.
+            Notice::Events => self.hit = true,
+        }
+        notice
     }
 }
 

@@ -28,7 +28,9 @@ impl Engine {
         self.look_at_use();
         let Measure { notices, gauge, last, .. } = &mut self.measure;
         if let (Some(gauge), Some(last)) = (gauge, last) {
-            notices.arm(gauge.notices(&last.reading));
+            let tightest = last.reading.tightest();
+            let plenty = tightest.is_none_or(|level| level.room() >= level.limit / 4);
+            notices.arm(gauge.notices(&last.reading), plenty);
         }
     }
 
