@@ -1,7 +1,7 @@
 //! All processes of the workers, by process group: looked at one by one, and only as closely as what they
 //! did since the last look makes necessary.
 //!
-//! A process that used no CPU and had no page fault has the memory that it had: one file tells so. Who is
+//! A process that had no page fault has the memory that it had: one file tells so. Who is
 //! new is found by the names in `/proc`, of which only unknown ones are opened. Threads are looked at one by
 //! one only where a process of several uses more than half a CPU: below, whether it is one that does all the
 //! work makes no difference.
@@ -49,7 +49,8 @@ pub(super) struct Processes {
     /// Some have come since somebody asked.
     new: bool,
     page: u64,
-    ticks: f64,
+    /// Of the clock in `stat`.
+    tick: Duration,
 }
 
 #[derive(Debug, Default)]
@@ -59,14 +60,15 @@ struct Process {
     shared: u64,
     /// The most that its private memory has been.
     peak: u64,
+    /// CPU time so far.
+    ran: Duration,
     schedule: Option<Schedule>,
     threads: HashMap<i32, Schedule>,
 }
 
 impl Processes {
     pub(super) fn new() -> Self {
-        #[expect(clippy::cast_precision_loss, reason = "100")]
-        let ticks = procfs::ticks_per_second().max(1) as f64;
+        let ticks = u32::try_from(procfs::ticks_per_second()).unwrap_or(100).max(1);
         Self {
             files: Files::default(),
             ours: HashMap::new(),
@@ -75,7 +77,7 @@ impl Processes {
             looked_again: Time::ZERO,
             new: false,
             page: procfs::page_size(),
-            ticks,
+            tick: Duration::from_secs(1) / ticks,
         }
     }
 
@@ -96,7 +98,7 @@ impl Processes {
             self.list(now, leaders);
         }
         let mut groups: HashMap<i32, Group> = HashMap::new();
-        let (page, ticks, files) = (self.page, self.ticks, &mut self.files);
+        let (page, tick, files) = (self.page, self.tick, &mut self.files);
         self.ours.retain(|pid, process| {
             let Some(stat) = files.stat(*pid).filter(|stat| leaders.contains(&stat.group)) else {
                 return false;
@@ -107,7 +109,7 @@ impl Processes {
                 return true;
             }
             let (cpu, busiest, delayed) =
-                process.look(files, *pid, stat, span.as_secs_f64(), (page, ticks));
+                process.look(files, *pid, stat, span.as_secs_f64(), (page, tick));
             group.private += process.private;
             group.shared += process.shared;
             group.peak += process.peak;
@@ -178,7 +180,7 @@ impl Process {
         pid: i32,
         stat: Stat,
         span: f64,
-        (page, ticks): (u64, f64),
+        (page, tick): (u64, Duration),
     ) -> (f64, f64, f64) {
         let known = self.stat.started == stat.started;
         if !known {
@@ -186,24 +188,26 @@ impl Process {
             *self = Self::default();
         }
         let before = std::mem::replace(&mut self.stat, stat);
-        let still =
-            (stat.ticks, stat.faults, stat.pages) == (before.ticks, before.faults, before.pages);
-        if known && still {
+        let ran =
+            Files::ran(pid).unwrap_or_else(|| tick * u32::try_from(stat.ticks).unwrap_or(u32::MAX));
+        let used = ran.saturating_sub(std::mem::replace(&mut self.ran, ran));
+        if !known || (stat.faults, stat.pages) != (before.faults, before.pages) {
+            if let Some((resident, shared)) = files.pages(pid) {
+                self.private = resident.saturating_sub(shared) * page;
+                self.shared = shared * page;
+            }
+            let peak = files.peak(pid).unwrap_or(0);
+            self.peak = self.peak.max(peak).max(self.private);
+        }
+        if known && used.is_zero() {
             return (0.0, 0.0, 0.0);
         }
-        if let Some((resident, shared)) = files.pages(pid) {
-            self.private = resident.saturating_sub(shared) * page;
-            self.shared = shared * page;
-        }
-        let peak = files.peak(pid).unwrap_or(0);
-        self.peak = self.peak.max(peak).max(self.private);
         let schedule = files.schedule(pid, pid);
         let scheduled = std::mem::replace(&mut self.schedule, schedule);
         if !known || span <= 0.0 {
             return (0.0, 0.0, 0.0);
         }
-        #[expect(clippy::cast_precision_loss, reason = "ticks since the last look")]
-        let cpu = stat.ticks.saturating_sub(before.ticks) as f64 / ticks / span;
+        let cpu = used.as_secs_f64() / span;
         let share = |time: Duration| (time.as_secs_f64() / span).min(1.0);
         let mut delayed =
             schedule.zip(scheduled).map_or(0.0, |(now, then)| share(now.since(then).waited));
