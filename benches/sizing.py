@@ -2,6 +2,7 @@
 #
 #   python3 sizing.py cpu|wait|mixed|hungry|growing
 import os
+import signal
 import socket
 import sys
 import time
@@ -59,6 +60,32 @@ def application(environ, start_response):
 
 
 class Server(WSGIServer):
+    busy = stopping = False
+
+    def stop(self, *_):
+        # What is under way is answered first.
+        self.stopping = True
+        if not self.busy:
+            os._exit(0)
+
+    def get_request(self):
+        self.busy = True
+        try:
+            return super().get_request()
+        except OSError:
+            # Another worker was faster.
+            self.done()
+            raise
+
+    def shutdown_request(self, request):
+        super().shutdown_request(request)
+        self.done()
+
+    def done(self):
+        self.busy = False
+        if self.stopping:
+            os._exit(0)
+
     def server_bind(self):
         self.server_name, self.server_port = self.socket.getsockname()[:2]
         self.setup_environ()
@@ -82,7 +109,10 @@ def ready():
 server = Server(('127.0.0.1', 0), Handler, bind_and_activate=False)
 server.socket.close()
 server.socket = socket.socket(fileno=3)
+# Who is woken for a connection that another takes must not wait for the next one.
+server.socket.setblocking(False)
 server.server_bind()
 server.set_app(application)
+signal.signal(signal.SIGTERM, server.stop)
 ready()
 server.serve_forever(poll_interval=3600)

@@ -3,8 +3,10 @@
 
 use serde::{Deserialize, Serialize};
 
-/// A gain that is less is noise.
-pub(crate) const NOISE: f64 = 0.03;
+/// A gain that is less is noise, and no reason to go on.
+const NOISE: f64 = 0.03;
+/// Who is so close to the best is as good.
+const CLOSE: f64 = 0.015;
 /// From this share on the CPUs are in full use.
 const FULL: f64 = 0.9;
 /// So many steps without a gain are the end.
@@ -193,7 +195,7 @@ impl Curve {
 fn is_enough(step: &Step, best: &Step) -> bool {
     let gain = best.rate / step.rate - 1.0;
     let more = f64::from(best.workers) / f64::from(step.workers) - 1.0;
-    step.rate > 0.0 && (step == best || (gain <= NOISE && gain <= more / 4.0))
+    step.rate > 0.0 && (step == best || (gain <= CLOSE && gain <= more / 4.0))
 }
 
 #[expect(

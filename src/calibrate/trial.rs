@@ -11,8 +11,10 @@ use super::room::{Left, left};
 use crate::control::Status;
 use crate::probe::{Gauge, Host, Reading};
 
-/// Between two looks.
-const LOOK: Duration = Duration::from_millis(250);
+/// Between two looks: each costs some milliseconds of the CPU that the workers would have, so they are frequent
+/// only where memory may run low before the next one.
+const LOOK: Duration = Duration::from_secs(1);
+const SOON: Duration = Duration::from_millis(250);
 /// Under load before anything is measured, and the longest while memory still rises.
 const WARM_UP: Duration = Duration::from_secs(2);
 const LONGEST_WARM_UP: Duration = Duration::from_secs(12);
@@ -153,7 +155,7 @@ impl Trial<'_> {
                     READY.as_secs()
                 ));
             }
-            tokio::time::sleep(LOOK).await;
+            tokio::time::sleep(SOON).await;
         }
     }
 
@@ -184,7 +186,7 @@ impl Trial<'_> {
             if watch.cut {
                 return Ok(Measured::default());
             }
-            tokio::time::sleep(LOOK).await;
+            tokio::time::sleep(watch.pause()).await;
         }
         let before = (clients.answered(), clients.failed());
         let (begin, throttled) = (Instant::now(), self.now());
@@ -197,7 +199,7 @@ impl Trial<'_> {
             if watch.cut {
                 break;
             }
-            tokio::time::sleep(LOOK.min(time)).await;
+            tokio::time::sleep(watch.pause().min(time / 2)).await;
         }
         let took = begin.elapsed().as_secs_f64();
         #[expect(clippy::cast_precision_loss, reason = "so many answers never come")]
@@ -233,7 +235,7 @@ impl Trial<'_> {
                     LONGEST_LOAD.as_secs()
                 ));
             }
-            tokio::time::sleep(LOOK).await;
+            tokio::time::sleep(watch.pause()).await;
         };
         let took = begin.elapsed().as_secs_f64();
         let text = load.text().await;
@@ -337,6 +339,11 @@ impl Watch {
     fn begin(&mut self, status: &Status) {
         self.measured_from = self.begin.elapsed();
         self.cpu[0] = cpu(status);
+    }
+
+    /// Until the next look.
+    fn pause(&self) -> Duration {
+        if self.room < self.used / 2 { SOON } else { LOOK }
     }
 
     /// Whether memory has stood still for a while.

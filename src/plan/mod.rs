@@ -108,14 +108,14 @@ pub struct Allows {
 
 impl Allows {
     /// The most that an adapting fleet may come to; `most` is what the user allows.
-    fn highest(&self, adapt: Adapt, most: Option<u32>, told_cost: bool) -> u32 {
+    fn highest(&self, adapt: Adapt, most: Option<u32>, known_cost: bool) -> u32 {
         let beyond = match adapt {
             Adapt::Off => 0,
             Adapt::Auto => self.cpu,
             Adapt::On => MOST_WORKERS,
         };
         // A cost that was told is not measured away.
-        let memory = self.memory.filter(|_| told_cost);
+        let memory = self.memory.filter(|_| known_cost);
         [most, self.tasks, memory].into_iter().flatten().fold(beyond, u32::min)
     }
 }
@@ -208,7 +208,9 @@ fn plan(resources: Resources, request: &Request) -> Plan {
         headroom: outcome.memory.as_ref().map(|room| room.headroom),
     };
     let told = request.workers.is_some() || request.single_tree;
-    let highest = allows.highest(request.adapt, inputs.most, request.worker_memory.is_some());
+    // Nor is one that was measured under load: a worker that has just begun seems cheap.
+    let known = request.worker_memory.is_some() || request.profile.is_some();
+    let highest = allows.highest(request.adapt, inputs.most, known);
     let up_to = Some(highest).filter(|highest| !told && *highest > workers);
     let explained = explain::explain(&resources, request, &inputs, &outcome);
     let mut warnings = resources.warnings.clone();
