@@ -1,15 +1,21 @@
 //! `throng-rs demo`: a small HTTP server, built in, run by the same path as any command.
 
 use std::ffi::OsString;
+use std::future::ready;
 use std::net::TcpListener;
 use std::time::Duration;
 
-use anyhow::{Context, anyhow};
-use axum::Router;
-use axum::http::header;
-use axum::routing::get;
+use anyhow::Context;
 use clap::ArgMatches;
+use http_body_util::Full;
+use hyper::body::{Bytes, Incoming};
+use hyper::server::conn::http1;
+use hyper::service::service_fn;
+use hyper::{Request, Response, header};
+use hyper_util::rt::TokioIo;
+use tokio::net::TcpStream;
 use tokio::signal::unix::{SignalKind, signal};
+use tokio::task::JoinSet;
 
 use super::listeners::Found;
 use super::run::{Inherited, start};
@@ -25,6 +31,11 @@ use crate::units::{MIB, show_size};
 const ADDRESS: &str = "127.0.0.1:3000";
 /// Private memory of one demo server with room to spare: an idle one has 0.4 MiB (`benches/launch`).
 const COST: u64 = 8 * MIB;
+
+/// After an accept that failed, for want of descriptors.
+const PAUSE: Duration = Duration::from_millis(50);
+/// How long those who were accepted may take to ask.
+const LONGEST_STOP: Duration = Duration::from_secs(2);
 
 /// Runs as many of the built-in servers as fit.
 pub(super) fn run(matches: &ArgMatches, host: &Host, inherited: Inherited) -> Result<u8, Failure> {
@@ -95,17 +106,35 @@ async fn answer(listener: TcpListener) -> anyhow::Result<()> {
     let listener =
         tokio::net::TcpListener::from_std(listener).context("cannot use the inherited socket")?;
     let mut stop = signal(SignalKind::terminate()).context("cannot wait for TERM")?;
-    // One answer a connection, so that reloading a page shows another worker.
-    let headers =
-        [(header::CONNECTION, "close"), (header::CONTENT_TYPE, "text/plain; charset=utf-8")];
-    let router = Router::new().fallback(get(move || async move { (headers, text) }));
-    let serving = axum::serve(listener, router).with_graceful_shutdown(async move {
-        stop.recv().await;
-        // A client that holds its connection open must not hold us up.
-        tokio::spawn(async {
-            tokio::time::sleep(Duration::from_secs(2)).await;
-            std::process::exit(0);
-        });
+    let mut open = JoinSet::new();
+    loop {
+        tokio::select! {
+            _ = stop.recv() => break,
+            accepted = listener.accept() => match accepted {
+                Ok((stream, _)) => drop(open.spawn(tell(stream, text.clone()))),
+                Err(_) => tokio::time::sleep(PAUSE).await,
+            },
+            Some(_) = open.join_next() => {}
+        }
+    }
+    drop(listener);
+    // Whom we have accepted is answered, also who has not asked yet; but a client that holds its
+    // connection open must not hold us up.
+    let answered = async { while open.join_next().await.is_some() {} };
+    let _ = tokio::time::timeout(LONGEST_STOP, answered).await;
+    Ok(())
+}
+
+/// Answers one request.
+async fn tell(stream: TcpStream, text: String) {
+    let answer = service_fn(move |_: Request<Incoming>| {
+        // One answer a connection, so that reloading a page shows another worker.
+        let answer = Response::builder()
+            .header(header::CONNECTION, "close")
+            .header(header::CONTENT_TYPE, "text/plain; charset=utf-8")
+            .body(Full::new(Bytes::from(text.clone())));
+        ready(answer)
     });
-    serving.await.map_err(|error| anyhow!(error).context("the demo server failed"))
+    // A client that goes away is no failure of ours.
+    let _ = http1::Builder::new().serve_connection(TokioIo::new(stream), answer).await;
 }
