@@ -3,6 +3,8 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::units::MIB;
+
 /// A gain that is less is noise, and no reason to go on.
 const NOISE: f64 = 0.03;
 /// Who is so close to the best is as good.
@@ -185,7 +187,7 @@ impl Curve {
         let shared =
             before.map_or(0, |before| first.used.saturating_sub(before).saturating_sub(all));
         // A garbage collector's breath is no growth.
-        let growth = if last.growth > cost / 20 { last.growth } else { 0 };
+        let growth = if last.growth > (cost / 20).max(MIB) { last.growth } else { 0 };
         Some(Self { steps, cost, shared, growth, knee, bound })
     }
 }
@@ -213,8 +215,6 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-
-    const MIB: u64 = 1 << 20;
 
     fn step(workers: u32, rate: f64) -> Step {
         let used = 10 * MIB + u64::from(workers) * 10 * MIB;

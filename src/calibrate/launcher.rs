@@ -21,6 +21,8 @@ pub(crate) const VARIABLE: &str = "THRONG_CALIBRATED_BY";
 /// Longer than any grace that is meant.
 const PATIENCE: Duration = Duration::from_mins(1);
 const PAUSE: Duration = Duration::from_millis(50);
+/// How long a launcher that has closed its socket may take to end.
+const LAST_WORDS: Duration = Duration::from_secs(3);
 
 /// The launcher; it and its workers end with this.
 pub(crate) struct Launcher {
@@ -108,8 +110,18 @@ impl Launcher {
 
     pub(crate) async fn scale(&mut self, workers: u32) -> Result<(), String> {
         let body = json!({ "workers": workers.to_string() });
-        let answer = self.instance.ask(Method::POST, "/v1/scale", Some(body)).await?;
-        answer.sound().map(|_| ())
+        match self.instance.ask(Method::POST, "/v1/scale", Some(body)).await {
+            Ok(answer) if answer.status == 200 => Ok(()),
+            // It may be about to end, and then tells better why.
+            refused => {
+                let begin = Instant::now();
+                while begin.elapsed() < LAST_WORDS {
+                    self.check().await?;
+                    tokio::time::sleep(PAUSE).await;
+                }
+                refused?.sound().map(|_| ())
+            }
+        }
     }
 
     /// Stops it and waits for its end; kills it where that takes too long.

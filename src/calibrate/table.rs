@@ -65,12 +65,11 @@ pub(crate) fn table(curve: &Curve, counts_requests: bool) -> String {
         if knee.workers == 1 { "gives" } else { "give" },
         show_number((knee.rate * 100.0).round() / 100.0)
     );
-    let _ = writeln!(
-        out,
-        "one worker costs {} under load; {} are there once for all",
-        show_size(curve.cost),
-        show_size(curve.shared)
-    );
+    let once = match curve.shared {
+        0 => String::new(),
+        shared => format!("; {} are there once for all", show_size(shared)),
+    };
+    let _ = writeln!(out, "one worker costs {} under load{once}", show_size(curve.cost));
     let each = knee.cpus / f64::from(knee.workers);
     let _ = writeln!(
         out,

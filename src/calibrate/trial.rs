@@ -96,7 +96,10 @@ impl Trial<'_> {
                     self.under_clients(clients, time, &mut watch).await?
                 }
                 Load::Command { command, target, path } => {
-                    let load = External::start(command, target.as_ref(), path, workers);
+                    let (command, target, path) = (command.clone(), target.clone(), path.clone());
+                    // Workers that are still loading would seem to grow under the load.
+                    self.settle(&mut watch).await?;
+                    let load = External::start(&command, target.as_ref(), &path, workers);
                     let load =
                         load.map_err(|error| format!("cannot run sh for --load: {error}"))?;
                     self.under_command(load, &mut watch).await?
@@ -173,20 +176,29 @@ impl Trial<'_> {
         Ok(status)
     }
 
+    /// Waits until memory stands still, but not for ever.
+    async fn settle(&mut self, watch: &mut Watch) -> Result<(), String> {
+        let begin = Instant::now();
+        while begin.elapsed() < WARM_UP || (begin.elapsed() < LONGEST_WARM_UP && !watch.is_steady())
+        {
+            self.look(watch).await?;
+            if watch.cut {
+                break;
+            }
+            tokio::time::sleep(watch.pause()).await;
+        }
+        Ok(())
+    }
+
     async fn under_clients(
         &mut self,
         clients: &Clients,
         time: Duration,
         watch: &mut Watch,
     ) -> Result<Measured, String> {
-        let begin = Instant::now();
-        while begin.elapsed() < WARM_UP || (begin.elapsed() < LONGEST_WARM_UP && !watch.is_steady())
-        {
-            self.look(watch).await?;
-            if watch.cut {
-                return Ok(Measured::default());
-            }
-            tokio::time::sleep(watch.pause()).await;
+        self.settle(watch).await?;
+        if watch.cut {
+            return Ok(Measured::default());
         }
         let before = (clients.answered(), clients.failed());
         let (begin, throttled) = (Instant::now(), self.now());
@@ -366,7 +378,8 @@ impl Watch {
         let to = self.totals.last().map_or(Duration::ZERO, |(at, _)| *at);
         let half = to.saturating_sub(self.measured_from) / 2;
         let middle = self.measured_from + half;
-        if half < Duration::from_millis(500) {
+        // In less than that a single request shows as growth.
+        if half < Duration::from_millis(1500) {
             return 0;
         }
         let peak = |seen: &[(Duration, u64)], from: Duration, to: Duration| {
