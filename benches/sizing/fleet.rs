@@ -43,7 +43,7 @@ impl Fleet {
         let control = nest.fifo().with_file_name("control");
         let mut command = launcher(nest, group);
         // A worker that is killed is started again, as often as it takes.
-        command.args(["--max-restarts", "1000000", "--grace", "2s"]);
+        command.args(["--max-restarts", "1000000", "--grace", "8s"]);
         command.args(kind.options()).args(options);
         command.args(["--listen", &address.to_string()]).arg("--control").arg(&control);
         command.arg("--").args(kind.words()?);
