@@ -5,8 +5,6 @@ use crate::units::{GIB, MIB};
 
 /// What is kept free below a limit: a tenth, since what is in use is measured.
 const LEAST_FREE: u64 = 16 * MIB;
-/// The source of the machine's own memory.
-const MACHINE: &str = "/proc/meminfo";
 
 /// Memory now, at the level with the least room, bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -29,7 +27,7 @@ pub(crate) fn left(reading: &Reading) -> Option<Left> {
             used: level.used,
             room: target.saturating_sub(level.used),
             tight: level.used > target.saturating_add(headroom / 2),
-            machine: level.source == MACHINE,
+            machine: level.is_machine(),
         }
     });
     rooms.min_by_key(|left| left.room)

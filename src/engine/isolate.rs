@@ -119,6 +119,11 @@ impl Isolation {
         control::Isolation { on, group, why_not: (!on).then(|| self.why_not.clone()) }
     }
 
+    /// Whether workers have limits of their own.
+    pub(super) fn has_limits(&self) -> bool {
+        self.tree.as_ref().is_some_and(|tree| tree.shares.is_some())
+    }
+
     /// A worker's limit, bytes.
     pub(super) fn limit(&self, worker: WorkerKey) -> Option<u64> {
         self.tree.as_ref()?.groups.get(&worker)?.limit

@@ -219,6 +219,7 @@ impl World {
                 used,
                 stalled,
                 hits,
+                divided: vision.strangers == 1,
             }),
             cpu: Cpu { usable: vision.cpu.0, used: vision.cpu.1, throttled: vision.cpu.2 },
             waiting: vision.waiting,

@@ -3,6 +3,7 @@
 mod adapting;
 mod following;
 mod histories;
+mod pressure;
 mod ready;
 mod rolling;
 mod simulator;
