@@ -213,8 +213,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-
-    const MIB: u64 = 1 << 20;
+    use crate::units::MIB;
 
     fn step(workers: u32, rate: f64) -> Step {
         let used = 10 * MIB + u64::from(workers) * 10 * MIB;
