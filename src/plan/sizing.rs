@@ -181,7 +181,7 @@ impl Inputs {
         match self.headroom {
             Some(Headroom::Bytes(bytes)) => bytes,
             Some(Headroom::Share(share)) => portion(limit, share),
-            None if self.measured => (limit / 10).clamp(16 * MIB, GIB),
+            None if self.measured => least_headroom(limit),
             None => {
                 let tenth = (limit / 10).clamp(48 * MIB, GIB);
                 let dangers = [!ceiling.swap, ceiling.oom_group.is_some()];
@@ -205,6 +205,11 @@ impl Inputs {
         let workers = self.task_room?.saturating_sub(SPARE_TASKS) / self.tasks_per_worker.max(1);
         Some(u32::try_from(workers).unwrap_or(u32::MAX).min(MOST_WORKERS))
     }
+}
+
+/// What stays free below a limit where what is in use was measured: a tenth, within bounds.
+pub(crate) fn least_headroom(limit: u64) -> u64 {
+    (limit / 10).clamp(16 * MIB, GIB)
 }
 
 /// `share` of `bytes`, rounded down.

@@ -7,12 +7,12 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use super::Host;
 use super::levels::{MemoryLevel, Reader};
-use super::locate::{Place, locate, unified};
-use super::machine::{self, Machine};
-use super::mounts::{Controller, Membership, Version, parse_mountinfo};
+use super::locate::{Place, locate, unified_dir};
+use super::machine::Machine;
+use super::mounts::{Controller, Membership, Version};
 use super::parse::{self, keyed, number, trim};
+use super::{Host, mounts_of};
 
 const MEMBERSHIP: &str = "/proc/self/cgroup";
 /// How often a level hit its own limits. Since 5.2 the second file counts the groups below, too, and the first is there.
@@ -85,14 +85,11 @@ impl Gauge {
         let read = |path: &str| host.read(Path::new(path)).unwrap_or_default();
         let membership = read(MEMBERSHIP);
         let ours = Membership::parse(&membership);
-        let mut mounts = parse_mountinfo(&read("/proc/self/mountinfo"));
-        if host.is_live() {
-            mounts.retain(machine::is_what_it_says);
-        }
+        let mounts = mounts_of(host, &read("/proc/self/mountinfo"));
         let memory = locate(host, &ours, &mounts, Controller::Memory);
         let cpu = locate(host, &ours, &mounts, Controller::Cpu);
         // Also where memory is limited by v1: tasks are counted where they are in v2's tree.
-        let group = unified(host, &ours, &mounts).map(|dir| dir.join("memory.pressure"));
+        let group = unified_dir(host, &ours, &mounts).map(|dir| dir.join("memory.pressure"));
         let pressure = group.filter(|file| host.read(file).is_ok());
         let v2 = memory.iter().filter(|place| place.version == Version::V2);
         let events = v2.flat_map(|place| &place.chain).filter_map(|dir| {
