@@ -5,6 +5,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use super::Fleet;
+use super::backoff::doubled;
 use super::looks::{Look, percent};
 use super::measured::Sample;
 use super::messages::Action;
@@ -211,8 +212,7 @@ impl super::adapt::Learnt {
     }
 
     fn held(&self) -> Duration {
-        let doubled = 1u32 << self.cuts.saturating_sub(1).min(8);
-        HOLD.saturating_mul(doubled).min(LONGEST_HOLD)
+        doubled(HOLD, self.cuts, LONGEST_HOLD)
     }
 
     /// More memory, or somebody's word: what went wrong before tells nothing of now.
