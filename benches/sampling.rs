@@ -7,7 +7,7 @@
 //! ```
 //!
 //! Counted is all that the launcher does: the looks, what the fleet makes of them, and the look at the limits
-//! every five seconds. Beside it stands the same launcher with `--adapt off`, which does none of that.
+//! every five seconds. Beside it stands the same launcher with `--adapt off --guard off`, which does none of that.
 
 mod common;
 
@@ -37,9 +37,12 @@ fn main() -> anyhow::Result<ExitCode> {
     let mut rows = Vec::new();
     for (what, mode, limit) in [("idle", None, IDLE), ("working", Some("work"), BUSY)] {
         let mut both = Vec::new();
-        for adapt in ["auto", "off"] {
+        for looks in ["on", "off"] {
             let mut command = nest.command(LAUNCHER);
-            command.args([&format!("--workers={WORKERS}"), "--adapt", adapt, "--ready", "spawn"]);
+            command.args([&format!("--workers={WORKERS}"), "--ready", "spawn"]);
+            if looks == "off" {
+                command.args(["--adapt", "off", "--guard", "off"]);
+            }
             command.arg("--").args([&worker, nest.fifo()]).args(mode);
             let launcher = command.spawn().with_context(|| format!("cannot run {command:?}"))?;
             nest.arrivals(WORKERS)?;

@@ -78,6 +78,8 @@ mod engine;
 mod exit;
 #[cfg(feature = "launcher")]
 mod fleet;
+#[cfg(feature = "launcher")]
+mod found;
 #[cfg(fuzzing)]
 #[doc(hidden)]
 pub mod fuzzing;

@@ -1,16 +1,15 @@
 //! The launcher that a calibration runs: this very program, asked over its control socket as by any user.
 
 use std::ffi::OsString;
-use std::fs::{self, DirBuilder};
+use std::fs;
 use std::io;
-use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
 use hyper::Method;
 use nix::sys::signal::{Signal, kill};
-use nix::unistd::Pid;
+use nix::unistd::{Pid, mkdtemp};
 use serde_json::json;
 
 use super::output::Output;
@@ -37,16 +36,7 @@ struct Private(PathBuf);
 
 impl Private {
     fn new() -> io::Result<Self> {
-        let parent = std::env::temp_dir();
-        for _ in 0..16 {
-            let dir = parent.join(format!("throng-rs-calibrate-{:016x}", fastrand::u64(..)));
-            match DirBuilder::new().mode(0o700).create(&dir) {
-                Ok(()) => return Ok(Self(dir)),
-                Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
-                Err(error) => return Err(error),
-            }
-        }
-        Err(io::Error::from(io::ErrorKind::AlreadyExists))
+        Ok(Self(mkdtemp(&std::env::temp_dir().join("throng-rs-calibrate-XXXXXX"))?))
     }
 }
 

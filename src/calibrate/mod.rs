@@ -2,7 +2,7 @@
 //! step, and what that shows kept as a profile.
 //!
 //! `curve` is arithmetic over what was seen; `profile`, `picture` and `table` are its forms; `launcher`, `load`,
-//! `room` and `trial` are the trial. It names nothing of the engine: it drives a launcher from outside, as any user.
+//! `room`, `watch` and `trial` are the trial. It names nothing of the engine: it drives a launcher from outside, as any user.
 
 mod curve;
 mod launcher;
@@ -13,6 +13,7 @@ mod profile;
 mod room;
 mod table;
 mod trial;
+mod watch;
 
 pub(crate) use curve::{Curve, Limits};
 pub(crate) use launcher::{Launcher, VARIABLE};

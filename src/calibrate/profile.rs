@@ -2,13 +2,13 @@
 
 use std::fs::{self, File};
 use std::io::{self, Read, Write};
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
-use nix::libc;
 use serde::{Deserialize, Serialize};
 
 use super::curve::{Bound, Curve, Step};
+use crate::found::Found;
 use crate::plan::{MOST_WORKERS, Profiled};
 
 /// The form that this version writes and reads.
@@ -100,25 +100,16 @@ impl Profile {
     pub(crate) fn read(path: &Path, asked: bool) -> Result<(Option<Self>, Option<String>), String> {
         let shown = path.display();
         let unreadable = |error| format!("cannot read the profile {shown}: {error}");
-        // Opened once, so that what is judged is what is read; not blocking, in case it is a pipe.
-        let opened = File::options().read(true).custom_flags(libc::O_NONBLOCK).open(path);
-        let file = match opened {
-            Err(_) if !asked => return Ok((None, None)),
-            opened => opened.map_err(unreadable)?,
-        };
-        let info = file.metadata().map_err(unreadable)?;
-        if !asked {
-            if !info.is_file() {
-                return Ok((None, None));
-            }
-            let ours = info.uid() == 0 || info.uid() == nix::unistd::geteuid().as_raw();
-            if !ours || info.mode() & 0o022 != 0 {
+        let file = match Found::at(path, asked).map_err(unreadable)? {
+            Found::Nothing => return Ok((None, None)),
+            Found::Foreign => {
                 let why = format!(
                     "{shown} is not taken, because others may write it; --profile {shown} takes it"
                 );
                 return Ok((None, Some(why)));
             }
-        }
+            Found::File(file) => file,
+        };
         let mut text = Vec::new();
         file.take(LONGEST + 1).read_to_end(&mut text).map_err(unreadable)?;
         let again = "calibrate anew, or leave it out by --profile off";

@@ -1,12 +1,7 @@
 //! What memory is left beside a calibration, at every level that can run out.
 
+use crate::plan::least_headroom;
 use crate::probe::Reading;
-use crate::units::{GIB, MIB};
-
-/// What is kept free below a limit: a tenth, since what is in use is measured.
-const LEAST_FREE: u64 = 16 * MIB;
-/// The source of the machine's own memory.
-const MACHINE: &str = "/proc/meminfo";
 
 /// Memory now, at the level with the least room, bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -23,13 +18,13 @@ pub(crate) struct Left {
 /// The level with the least room; none where no limit is known.
 pub(crate) fn left(reading: &Reading) -> Option<Left> {
     let rooms = reading.levels.iter().map(|level| {
-        let headroom = (level.limit / 10).clamp(LEAST_FREE, GIB);
+        let headroom = least_headroom(level.limit);
         let target = level.limit.saturating_sub(headroom);
         Left {
             used: level.used,
             room: target.saturating_sub(level.used),
             tight: level.used > target.saturating_add(headroom / 2),
-            machine: level.source == MACHINE,
+            machine: level.is_machine(),
         }
     });
     rooms.min_by_key(|left| left.room)
@@ -39,6 +34,7 @@ pub(crate) fn left(reading: &Reading) -> Option<Left> {
 mod tests {
     use super::*;
     use crate::probe::{Gauge, Host};
+    use crate::units::{GIB, MIB};
 
     fn now(current: &str) -> Left {
         let host = Host::from_files([

@@ -18,7 +18,7 @@ use crate::calibrate::{
 };
 use crate::cli::{self, KEYS};
 use crate::exit::{Failure, SUCCESS, usage};
-use crate::plan::MOST_WORKERS;
+use crate::plan::{MOST_WORKERS, least_headroom};
 use crate::probe::{Gauge, Host, Resources};
 use crate::settings::{Defaults, Format, ProfileFile, Settings};
 use crate::units::{parse_duration, printable};
@@ -30,6 +30,7 @@ const OURS: &[&str] = &[
     "max-workers",
     "adapt",
     "guard",
+    "isolate",
     "max-worker-memory",
     "profile",
     "control",
@@ -189,6 +190,8 @@ fn arguments(matches: &ArgMatches, settings: &Settings, workers: u32) -> Vec<OsS
     let fixed = [
         "--adapt=off",
         "--guard=off",
+        // We are in the group that would be divided.
+        "--isolate=off",
         "--max-worker-memory=off",
         "--profile=off",
         "--format=text",
@@ -270,7 +273,7 @@ impl Job<'_> {
             counts_requests,
             &curve,
         );
-        let most = memory.map(|limit| limit - limit / 10);
+        let most = memory.map(|limit| limit.saturating_sub(least_headroom(limit)));
         let title = spoken(&self.settings.command);
         let picture = calibrate::picture(&curve, &title, counts_requests, most);
         let drawing = beside(&file);

@@ -100,7 +100,6 @@ impl Sized {
         let tasks = tasks.limit.as_ref();
         let tasks = tasks.map(|fact| format!("{} tasks{}", fact.value, from(Some(&fact.source))));
         engine::Sized {
-            workers: plan.workers,
             bounds: self.bounds(settings),
             bound_by: plan.bound_by,
             plan: plan.to_json(),
@@ -108,7 +107,6 @@ impl Sized {
             limits: memory.into_iter().chain([cpus]).chain(tasks).collect(),
             cpus: cpu.usable,
             told,
-            budget: plan.all_memory,
             room: plan.room,
             cost: plan.cost,
             others: self.others.clone(),

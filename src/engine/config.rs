@@ -108,8 +108,7 @@ pub(crate) struct Renewed {
 /// How many workers, and why.
 #[derive(Clone, Debug)]
 pub(crate) struct Sized {
-    pub(crate) workers: u32,
-    /// What may be made of that.
+    /// The number, and what may be made of it.
     pub(crate) bounds: Bounds,
     pub(crate) bound_by: Bound,
     /// The whole report, as JSON.
@@ -122,8 +121,6 @@ pub(crate) struct Sized {
     pub(crate) cpus: f64,
     /// A limit of memory that no file tells, bytes, and what does: the environment of a platform, `--memory`.
     pub(crate) told: Option<(u64, String)>,
-    /// Memory of all workers together, bytes.
-    pub(crate) budget: Option<u64>,
     /// What is left for all of us below the limit that binds, headroom included, bytes.
     pub(crate) room: Option<u64>,
     /// What one worker is reckoned with, bytes.

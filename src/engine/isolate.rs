@@ -26,7 +26,8 @@ use crate::control;
 use crate::fleet::{Assignment, WorkerKey};
 use crate::probe::{Host, OomLevel, oom_level};
 use crate::units::show_size;
-use facts::{Facts, Means, OURS, too_tight};
+pub(super) use facts::OURS;
+use facts::{Facts, Means, too_tight};
 use shares::Shares;
 use tree::{Group, Tree, enter, number, order, put, writable};
 
@@ -117,6 +118,11 @@ impl Isolation {
         let group = self.tree.as_ref().map(|tree| tree.dir.display().to_string());
         let on = group.is_some();
         control::Isolation { on, group, why_not: (!on).then(|| self.why_not.clone()) }
+    }
+
+    /// Whether workers have limits of their own.
+    pub(super) fn has_limits(&self) -> bool {
+        self.tree.as_ref().is_some_and(|tree| tree.shares.is_some())
     }
 
     /// A worker's limit, bytes.
@@ -232,7 +238,7 @@ fn divide(config: &Config) -> Result<Tree, String> {
         );
     }
     if let Some(why) = too_tight(&config.sized) {
-        if config.isolate == Isolate::Auto || config.sized.budget.is_none() {
+        if config.isolate == Isolate::Auto || config.sized.bounds.budget.is_none() {
             return Err(why);
         }
         warn!(
@@ -245,7 +251,7 @@ fn divide(config: &Config) -> Result<Tree, String> {
         let _ = fs::remove_dir(dir);
     }
     let tree = enter(&facts, Shares::of(&config.sized)).map_err(|error| error.to_string())?;
-    let each = tree.shares.map(|shares| shares.each(u64::from(config.sized.workers), 0));
+    let each = tree.shares.map(|shares| shares.each(u64::from(config.sized.bounds.workers), 0));
     info!(
         event = "isolate",
         on = true,

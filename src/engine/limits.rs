@@ -87,6 +87,10 @@ impl Watched {
 impl Engine {
     /// Computes again, and follows where that leads elsewhere.
     pub(super) fn look_at_limits(&mut self) {
+        if !self.fleet.is_ending() {
+            // What a group could not give up at once, it may give up by now.
+            self.isolation.share_out(self.fleet.target(), &self.config.sized);
+        }
         if !self.limits.follows {
             return;
         }
@@ -101,7 +105,6 @@ impl Engine {
             return;
         }
         self.look_for_other_kills();
-        self.isolation.share_out(self.fleet.target(), &self.config.sized);
         match self.config.orders.replan() {
             Ok(renewed) => {
                 self.limits.failed = None;
@@ -122,22 +125,23 @@ impl Engine {
 
     fn follow(&mut self, renewed: Renewed, now: Instant) {
         let before = &self.config.sized;
-        if renewed.sized.limits == before.limits && renewed.sized.workers == before.workers {
+        let (then, bounds) = (before.bounds.workers, renewed.sized.bounds);
+        if renewed.sized.limits == before.limits && bounds.workers == then {
             return;
         }
-        let less = renewed.sized.budget < before.budget;
+        let less = bounds.budget < before.bounds.budget;
         let told = renewed.sized.runtime != before.runtime;
-        let workers = renewed.sized.workers;
+        let workers = bounds.workers;
         info!(
             event = "limits",
             workers,
-            before = before.workers,
+            before = then,
             "the limits have moved: {}; {}",
             renewed.sized.limits.join(", "),
-            if workers == before.workers {
+            if workers == then {
                 format!("still {workers} workers")
             } else {
-                format!("{workers} workers instead of {}", before.workers)
+                format!("{workers} workers instead of {then}")
             }
         );
         self.take_orders(renewed);
@@ -146,7 +150,6 @@ impl Engine {
             self.limits.renew_at = Some(if less { now } else { now + LASTS });
         }
         debug!(event = "limits", told, less, "running workers are told: {told}");
-        let bounds = self.config.sized.bounds;
         self.tell(Event::Planned { bounds, at_once: false });
     }
 }

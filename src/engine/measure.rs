@@ -90,6 +90,8 @@ struct Subject<'a> {
     usable: f64,
     /// A limit that no file tells, and what does.
     told: Option<(u64, String)>,
+    /// Workers have limits of their own.
+    divided: bool,
 }
 
 impl Measure {
@@ -184,8 +186,7 @@ impl Measure {
             used: workers.iter().map(|worker| worker.cpu).sum(),
             throttled: before.map_or(0.0, |before| reading.throttled_since(before)),
         };
-        let (memory, source) =
-            memory(&reading, before, span, subject.told.clone(), &workers).unzip();
+        let (memory, source) = memory(&reading, before, span, subject, &workers).unzip();
         let sample = Sample { span, memory, cpu, waiting, workers };
         self.points.add(
             now,
@@ -228,20 +229,24 @@ fn memory(
     reading: &Reading,
     before: Option<&Reading>,
     span: Duration,
-    told: Option<(u64, String)>,
+    subject: &Subject<'_>,
     workers: &[Measured],
 ) -> Option<(Memory, String)> {
-    let tightest = reading.tightest().map(|level| (level.limit, level.used, level.source.clone()));
-    let told = told.map(|(limit, source)| {
+    // The machine's own memory is nobody's share.
+    let tightest = reading.tightest().map(|level| {
+        let divided = subject.divided && !level.is_machine();
+        (level.limit, level.used, level.source.clone(), divided)
+    });
+    let told = subject.told.clone().map(|(limit, source)| {
         let private: u64 = workers.iter().map(|worker| worker.private).sum();
         let shared = workers.iter().map(|worker| worker.shared).max().unwrap_or(0);
-        (limit, private.saturating_add(shared), source)
+        (limit, private.saturating_add(shared), source, subject.divided)
     });
-    let room = |(limit, used, _): &(u64, u64, String)| limit.saturating_sub(*used);
-    let (limit, used, source) = tightest.into_iter().chain(told).min_by_key(room)?;
+    let room = |(limit, used, ..): &(u64, u64, String, bool)| limit.saturating_sub(*used);
+    let (limit, used, source, divided) = tightest.into_iter().chain(told).min_by_key(room)?;
     let stalled = before.and_then(|before| reading.stalled_since(before, span));
     let hits = before.map_or(0, |before| reading.hits_since(before));
-    Some((Memory { limit, used, stalled, hits }, source))
+    Some((Memory { limit, used, stalled, hits, divided }, source))
 }
 
 /// That this thread has used.
@@ -252,8 +257,19 @@ fn cpu_time() -> Duration {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::units::MIB;
 
-    const MIB: u64 = 1 << 20;
+    fn subject(told: Option<u64>, divided: bool) -> Subject<'static> {
+        Subject {
+            workers: Vec::new(),
+            sockets: HashSet::new(),
+            held: 0,
+            active: &|_| None,
+            usable: 1.0,
+            told: told.map(|mib| (mib * MIB, "flag:--memory".to_owned())),
+            divided,
+        }
+    }
 
     fn reading(used: u64) -> Reading {
         let used = (used << 10).to_string();
@@ -286,8 +302,7 @@ mod tests {
         let workers = [worker(40, 30), worker(50, 20)];
         let span = Duration::from_secs(1);
         let look = |told: Option<u64>| {
-            let told = told.map(|limit| (limit * MIB, "flag:--memory".to_owned()));
-            memory(&reading(200), None, span, told, &workers).unwrap()
+            memory(&reading(200), None, span, &subject(told, false), &workers).unwrap()
         };
         let (of_the_group, source) = look(None);
         assert_eq!((of_the_group.limit, source.as_str()), (512 * MIB, "/sys/fs/cgroup/memory.max"));
@@ -302,8 +317,21 @@ mod tests {
     fn what_has_no_look_before_it_has_no_rates() {
         let span = Duration::from_secs(1);
         let (first, second) = (reading(100), reading(200));
-        assert_eq!(memory(&first, None, Duration::ZERO, None, &[]).unwrap().0.stalled, None);
-        let (found, _) = memory(&second, Some(&first), span, None, &[]).unwrap();
+        let none = subject(None, false);
+        assert_eq!(memory(&first, None, Duration::ZERO, &none, &[]).unwrap().0.stalled, None);
+        let (found, _) = memory(&second, Some(&first), span, &none, &[]).unwrap();
         assert_eq!((found.stalled, found.hits), (Some(0.1024), 0));
+    }
+
+    #[test]
+    fn a_group_is_divided_and_a_machine_is_not() {
+        let divided = |reading: &Reading| {
+            let subject = subject(None, true);
+            memory(reading, None, Duration::ZERO, &subject, &[]).unwrap().0.divided
+        };
+        assert!(divided(&reading(200)));
+        let machine =
+            Host::from_files([("/proc/meminfo", "MemTotal: 8192 kB\nMemAvailable: 9 kB\n")]);
+        assert!(!divided(&Gauge::find(&machine).read(&machine)));
     }
 }

@@ -9,6 +9,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use super::Fleet;
+use super::backoff::doubled;
 use super::bounds::{Adapt, Bounds};
 use super::lives::Lives;
 use super::looks::{FULL, Load, Look, Looks, percent};
@@ -259,8 +260,7 @@ impl Fleet {
         if looks.len() >= 3 {
             self.learnt.step = None;
             self.learnt.futile = self.learnt.futile.saturating_add(1);
-            let doubled = 1u32 << (self.learnt.futile - 1).min(8);
-            let hold = NO_HELP.saturating_mul(doubled).min(LONGEST);
+            let hold = doubled(NO_HELP, self.learnt.futile, LONGEST);
             self.learnt.grow_after = now.saturating_add(hold);
             self.want(now, step.from.max(self.learnt.bounds.workers), Some(Why::NoHelp), actions);
         }

@@ -1,4 +1,4 @@
-//! How long a slot waits before its next start.
+//! How long to wait before what did not work is tried again: a slot's next start, a larger number.
 
 use std::time::Duration;
 
@@ -7,12 +7,15 @@ const FIRST: Duration = Duration::from_millis(100);
 /// The longest wait.
 const LONGEST: Duration = Duration::from_secs(30);
 
+/// The wait the `times`th time in a row (1 is the first): doubled each time, up to `longest`.
+pub(super) fn doubled(first: Duration, times: u32, longest: Duration) -> Duration {
+    first.saturating_mul(1 << times.saturating_sub(1).min(20)).min(longest)
+}
+
 /// The wait after `ends` early ends in a row (1 is the first): doubled each time up to [`LONGEST`],
 /// and up to a quarter longer, so that workers that fell together do not come back together.
 pub(crate) fn delay(ends: u32, random: &mut fastrand::Rng) -> Duration {
-    let doublings = ends.saturating_sub(1).min(20);
-    let base = FIRST.saturating_mul(1 << doublings).min(LONGEST);
-    base.mul_f64(1.0 + random.f64() / 4.0)
+    doubled(FIRST, ends, LONGEST).mul_f64(1.0 + random.f64() / 4.0)
 }
 
 #[cfg(test)]

@@ -159,13 +159,16 @@ impl Lives {
 
     /// What one takes under load, where that has been seen: the largest counts.
     pub(super) fn cost(&self) -> Option<u64> {
-        let shown = self.all.values().filter(|life| life.has_shown());
-        shown.map(|life| life.peak).max().or(self.gone).filter(|cost| *cost > 0)
+        self.largest(|_| true)
     }
 
     /// The same without those that leak.
     pub(super) fn steady_cost(&self) -> Option<u64> {
-        let shown = self.all.values().filter(|life| life.has_shown() && !life.leaks());
+        self.largest(|life| !life.leaks())
+    }
+
+    fn largest(&self, counts: impl Fn(&Life) -> bool) -> Option<u64> {
+        let shown = self.all.values().filter(|life| life.has_shown() && counts(life));
         shown.map(|life| life.peak).max().or(self.gone).filter(|cost| *cost > 0)
     }
 

@@ -59,6 +59,9 @@ impl Look {
         let locked = |one: &Measured| Some(share(one.cpu)).filter(|cpu| *cpu <= ONE);
         let busiest = |one: &Measured| share(one.busiest).max(locked(one).unwrap_or(0.0));
         let active = |one: &Measured| one.active.is_some_and(|active| active > 0);
+        // Where workers have limits of their own, the level has none left only where it was hit itself.
+        let theirs = memory.divided && memory.hits == 0;
+        let stalled = memory.stalled.filter(|_| !theirs);
         Self {
             at: now,
             span: sample.span,
@@ -70,7 +73,7 @@ impl Look {
             all_active: !workers.is_empty() && workers.iter().all(active),
             memory: memory.used,
             limit: memory.limit,
-            stalled: memory.stalled.map_or(0.0, share).min(1.0),
+            stalled: stalled.map_or(0.0, share).min(1.0),
             hits: memory.hits,
             private: workers.iter().fold(0, |sum: u64, one| sum.saturating_add(one.private)),
         }

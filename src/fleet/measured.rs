@@ -34,6 +34,9 @@ pub(crate) struct Memory {
     /// How often the kernel had to reclaim at the limit since the look before (`max` and `high` in
     /// `memory.events`; `memory.failcnt`).
     pub(crate) hits: u64,
+    /// Workers have limits of their own below it: whoever is at his own stands still too (`stalled`), and does no
+    /// harm to the others (`hits` does not count it).
+    pub(crate) divided: bool,
 }
 
 /// The CPU of the whole group, and of the machine where there is none.

@@ -5,17 +5,18 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use super::Fleet;
+use super::backoff::doubled;
 use super::looks::{Look, percent};
 use super::measured::Sample;
 use super::messages::Action;
 use super::why::Why;
 use super::worker::{Time, WorkerKey};
 
-/// Kept free below the limit, and of a small one at least this. The plan keeps more, for what it does not
-/// know: that is in what is used by now.
-const LEAST_FREE: u64 = 16 << 20;
-/// Between this and the limit the kernel kills any moment.
-const LAST: u64 = 8 << 20;
+/// A tenth is kept free below the limit, within these bounds, as by a plan that knows the cost. One that does not
+/// keeps more, for what is in what is used by now.
+const FREE: (u64, u64) = (16 << 20, 1 << 30);
+/// Between this and the limit the kernel kills any moment: 4 % of it, within these bounds.
+const LAST: (u64, u64) = (8 << 20, FREE.1 / 5 * 2);
 /// Who comes next may take a little more than those that are there.
 const MARGIN: u64 = 20;
 /// What grows is counted with what it will have then.
@@ -81,7 +82,7 @@ impl Fleet {
     pub(super) fn room(&self, sample: &Sample) -> Option<Room> {
         let memory = sample.memory.filter(|memory| memory.limit > 0)?;
         let (used, limit) = (memory.used, memory.limit);
-        let free = (limit / 10).max(LEAST_FREE);
+        let free = (limit / 10).clamp(FREE.0, FREE.1);
         let free = self.learnt.bounds.headroom.unwrap_or(free);
         let lives = &self.learnt.lives;
         let cost = lives.cost();
@@ -102,7 +103,7 @@ impl Fleet {
             used,
             limit,
             ceiling: limit.saturating_sub(free),
-            brink: limit.saturating_sub((limit / 25).max(LAST)),
+            brink: limit.saturating_sub((limit / 25).clamp(LAST.0, LAST.1)),
             base: used.saturating_sub(private),
             each,
             more: cost.map(|cost| cost.saturating_add(cost / MARGIN)),
@@ -211,8 +212,7 @@ impl super::adapt::Learnt {
     }
 
     fn held(&self) -> Duration {
-        let doubled = 1u32 << self.cuts.saturating_sub(1).min(8);
-        HOLD.saturating_mul(doubled).min(LONGEST_HOLD)
+        doubled(HOLD, self.cuts, LONGEST_HOLD)
     }
 
     /// More memory, or somebody's word: what went wrong before tells nothing of now.

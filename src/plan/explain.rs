@@ -3,7 +3,7 @@
 use super::reason::{Adapt, Given, Step};
 use super::sizing::{Headroom, Inputs, MOST_WORKERS, MemoryRoom, Outcome};
 use super::whatif::rounding_words;
-use super::{Request, worker_memory, workers_per_cpu};
+use super::{Request, knows_cost, worker_memory, workers_per_cpu};
 use crate::probe::{Ceiling, Resources};
 use crate::units::{plural, show_number, show_size};
 
@@ -38,8 +38,7 @@ pub(crate) fn explain(
 
 /// What may become of the number, for who wonders at it: "2 now, up to 4 once measured".
 pub(crate) fn outlook(now: u32, up_to: u32, request: &Request) -> String {
-    let known = request.worker_memory.is_some() || request.profile.is_some();
-    let what = if known { "under load" } else { "once measured" };
+    let what = if knows_cost(request) { "under load" } else { "once measured" };
     let most = match up_to {
         MOST_WORKERS => "as many as memory holds".to_owned(),
         most => format!("up to {most}"),

@@ -14,6 +14,8 @@ use std::collections::BTreeMap;
 pub use heroku::{Comparison, compare, nodejs, python};
 pub use reason::{Adapt, Bound, Change, Choice, Edit, Given, MemoryEdit, Step, Variable};
 pub use runtime::Runtime;
+#[cfg(feature = "launcher")]
+pub(crate) use sizing::least_headroom;
 pub use sizing::{Headroom, MOST_WORKERS, Rounding};
 
 use crate::probe::{Ceiling, Cpu, Resources};
@@ -114,7 +116,8 @@ impl Allows {
             Adapt::Auto => self.cpu,
             Adapt::On => MOST_WORKERS,
         };
-        // A cost that was told is not measured away.
+        // A cost that was told is not measured away; nor is one that was measured under load: a worker that has
+        // just begun seems cheap.
         let memory = self.memory.filter(|_| known_cost);
         [most, self.tasks, memory].into_iter().flatten().fold(beyond, u32::min)
     }
@@ -208,9 +211,7 @@ fn plan(resources: Resources, request: &Request) -> Plan {
         headroom: outcome.memory.as_ref().map(|room| room.headroom),
     };
     let told = request.workers.is_some() || request.single_tree;
-    // Nor is one that was measured under load: a worker that has just begun seems cheap.
-    let known = request.worker_memory.is_some() || request.profile.is_some();
-    let highest = allows.highest(request.adapt, inputs.most, known);
+    let highest = allows.highest(request.adapt, inputs.most, knows_cost(request));
     let up_to = Some(highest).filter(|highest| !told && *highest > workers);
     let explained = explain::explain(&resources, request, &inputs, &outcome);
     let mut warnings = resources.warnings.clone();
@@ -241,7 +242,7 @@ fn inputs(resources: &Resources, request: &Request) -> Inputs {
         ceilings: resources.memory.ceilings.clone(),
         headroom: request.headroom.as_ref().map(|given| given.value),
         worker_memory: worker_memory(request).value,
-        measured: is_measured(request),
+        measured: profile(request).is_some(),
         shared_once: profile(request).map_or(0, |profile| profile.shared_once),
         cpus: cpus(&resources.cpu),
         workers_per_cpu: workers_per_cpu(request).value,
@@ -272,12 +273,12 @@ fn worker_memory(request: &Request) -> Given<u64> {
         .unwrap_or_else(|| Given::default_of(request.runtime.worker_memory()))
 }
 
-/// Whether the cost of a worker was measured, and nobody says better.
-fn is_measured(request: &Request) -> bool {
-    profile(request).is_some()
+/// Whether the cost of a worker is more than an assumption.
+fn knows_cost(request: &Request) -> bool {
+    request.worker_memory.is_some() || request.profile.is_some()
 }
 
-/// What was measured of memory, where that counts.
+/// What was measured of memory, where nobody says better.
 fn profile(request: &Request) -> Option<&Profiled> {
     request.profile.as_ref().filter(|_| request.worker_memory.is_none())
 }

@@ -7,14 +7,16 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use super::Host;
 use super::levels::{MemoryLevel, Reader};
-use super::locate::{Place, locate, unified};
-use super::machine::{self, Machine};
-use super::mounts::{Controller, Membership, Version, parse_mountinfo};
+use super::locate::{Place, locate, unified_dir};
+use super::machine::Machine;
+use super::mounts::{Controller, Membership, Version};
 use super::parse::{self, keyed, number, trim};
+use super::{Host, mounts_of};
 
 const MEMBERSHIP: &str = "/proc/self/cgroup";
+/// How often a level hit its own limits. Since 5.2 the second file counts the groups below, too, and the first is there.
+const OWN_EVENTS: [&str; 2] = ["memory.events.local", "memory.events"];
 /// Of the whole machine.
 const PRESSURE: &str = "/proc/pressure/memory";
 
@@ -61,6 +63,10 @@ impl Level {
     pub(crate) fn room(&self) -> u64 {
         self.limit.saturating_sub(self.used)
     }
+
+    pub(crate) fn is_machine(&self) -> bool {
+        self.dir.is_none()
+    }
 }
 
 /// Files that tell of themselves when memory gets scarce.
@@ -79,18 +85,19 @@ impl Gauge {
         let read = |path: &str| host.read(Path::new(path)).unwrap_or_default();
         let membership = read(MEMBERSHIP);
         let ours = Membership::parse(&membership);
-        let mut mounts = parse_mountinfo(&read("/proc/self/mountinfo"));
-        if host.is_live() {
-            mounts.retain(machine::is_what_it_says);
-        }
+        let mounts = mounts_of(host, &read("/proc/self/mountinfo"));
         let memory = locate(host, &ours, &mounts, Controller::Memory);
         let cpu = locate(host, &ours, &mounts, Controller::Cpu);
         // Also where memory is limited by v1: tasks are counted where they are in v2's tree.
-        let group = unified(host, &ours, &mounts).map(|dir| dir.join("memory.pressure"));
+        let group = unified_dir(host, &ours, &mounts).map(|dir| dir.join("memory.pressure"));
         let pressure = group.filter(|file| host.read(file).is_ok());
         let v2 = memory.iter().filter(|place| place.version == Version::V2);
-        let events = v2.flat_map(|place| &place.chain).map(|dir| dir.join("memory.events"));
-        let events = events.filter(|file| host.exists(file)).collect();
+        let events = v2.flat_map(|place| &place.chain).filter_map(|dir| {
+            // Only its own: a worker at the limit of a group of its own would wake us all the time.
+            let files = OWN_EVENTS.map(|name| dir.join(name));
+            files.into_iter().find(|file| host.exists(file))
+        });
+        let events = events.collect();
         Self { membership, memory, cpu, pressure, events }
     }
 
@@ -149,14 +156,13 @@ fn level(level: &MemoryLevel) -> Option<Level> {
     Some(Level { limit, used: level.working_set(), source: source.clone(), dir })
 }
 
-/// v2 counts a level's own hits apart from those of the groups below since 5.2.
 fn hits(host: &Host, place: &Place) -> impl Iterator<Item = u64> {
     place.chain.iter().map(|dir| {
         let read = |name: &str| host.read(&dir.join(name)).ok();
         if place.version == Version::V1 {
             return read("memory.failcnt").and_then(|text| number(trim(&text))).unwrap_or(0);
         }
-        let events = read("memory.events.local").or_else(|| read("memory.events"));
+        let events = OWN_EVENTS.iter().find_map(|name| read(name));
         let events = events.unwrap_or_default();
         let count = |key| keyed(&events, key).unwrap_or(0);
         count("max").saturating_add(count("high"))
@@ -212,8 +218,7 @@ impl Reading {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    const MIB: u64 = 1 << 20;
+    use crate::units::MIB;
 
     /// Files of a container on a v2 host, as a kernel 6.8 wrote them.
     fn v2(more: &[(&str, &str)]) -> Host {
@@ -270,7 +275,7 @@ mod tests {
         assert_eq!(reading.periods[..2], [(1000, 100), (0, 0)]);
         let notices = gauge.notices(&reading);
         assert_eq!(notices.pressure, Path::new("/sys/fs/cgroup/pod/web/memory.pressure"));
-        assert_eq!(notices.events, [Path::new("/sys/fs/cgroup/pod/web/memory.events")]);
+        assert_eq!(notices.events, [Path::new("/sys/fs/cgroup/pod/web/memory.events.local")]);
         assert_eq!(notices.thresholds, []);
     }
 

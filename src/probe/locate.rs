@@ -59,7 +59,7 @@ pub(crate) fn locate(
 
 /// Our directory in the tree of v2, whatever controllers it has; none where it cannot be told.
 #[cfg(feature = "launcher")]
-pub(crate) fn unified(host: &Host, ours: &Membership, mounts: &[Mount]) -> Option<PathBuf> {
+pub(crate) fn unified_dir(host: &Host, ours: &Membership, mounts: &[Mount]) -> Option<PathBuf> {
     let path = ours.path(Version::V2, Controller::Memory)?;
     let place = best(host, Some(path), mounts.iter().filter(|m| m.version == Version::V2))?;
     if place.fit > Fit::ByPid {

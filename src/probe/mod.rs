@@ -53,7 +53,7 @@ use locate::{Fit, Place, locate};
 pub(crate) use mounts::Controller;
 #[cfg(feature = "launcher")]
 use mounts::Version;
-use mounts::{Membership, parse_mountinfo};
+use mounts::{Membership, Mount, parse_mountinfo};
 
 /// Everything the probe found, before any of it is weighed.
 #[derive(Clone, Debug, Default)]
@@ -83,10 +83,7 @@ pub fn probe(host: &Host) -> Evidence {
     let membership = reader.content(Path::new("/proc/self/cgroup"));
     let ours = Membership::parse(membership.as_deref().unwrap_or_default());
     let mountinfo = reader.content(Path::new("/proc/self/mountinfo")).unwrap_or_default();
-    let mut mounts = parse_mountinfo(&mountinfo);
-    if host.is_live() {
-        mounts.retain(machine::is_what_it_says);
-    }
+    let mounts = mounts_of(host, &mountinfo);
     let place = |controller| locate(host, &ours, &mounts, controller);
     let (memory, cpu) = (place(Controller::Memory), place(Controller::Cpu));
     let evidence = Evidence {
@@ -114,6 +111,23 @@ pub fn probe(host: &Host) -> Evidence {
     evidence
 }
 
+/// What is mounted, as far as it is what it says.
+fn mounts_of(host: &Host, mountinfo: &[u8]) -> Vec<Mount> {
+    let mut mounts = parse_mountinfo(mountinfo);
+    if host.is_live() {
+        mounts.retain(machine::is_what_it_says);
+    }
+    mounts
+}
+
+#[cfg(feature = "launcher")]
+/// The groups that we are in, and where they can be seen.
+fn membership(host: &Host) -> (Membership, Vec<Mount>) {
+    let read = |path: &str| host.read(Path::new(path)).unwrap_or_default();
+    let ours = Membership::parse(&read("/proc/self/cgroup"));
+    (ours, mounts_of(host, &read("/proc/self/mountinfo")))
+}
+
 #[cfg(feature = "launcher")]
 /// The directories of one controller as the probe finds them, our own group first.
 pub(crate) fn chain(host: &Host, controller: Controller) -> Vec<PathBuf> {
@@ -123,12 +137,7 @@ pub(crate) fn chain(host: &Host, controller: Controller) -> Vec<PathBuf> {
 #[cfg(feature = "launcher")]
 /// The same for any controller, with one look at where we are.
 fn chains(host: &Host) -> impl Fn(Controller) -> Vec<PathBuf> {
-    let read = |path: &str| host.read(Path::new(path)).unwrap_or_default();
-    let ours = Membership::parse(&read("/proc/self/cgroup"));
-    let mut mounts = parse_mountinfo(&read("/proc/self/mountinfo"));
-    if host.is_live() {
-        mounts.retain(machine::is_what_it_says);
-    }
+    let (ours, mounts) = membership(host);
     move |controller| {
         locate(host, &ours, &mounts, controller).map(|place| place.chain).unwrap_or_default()
     }
@@ -145,12 +154,7 @@ pub(crate) fn memory_path(host: &Host) -> Option<String> {
 #[cfg(feature = "launcher")]
 /// Our own group and those above it, where memory is a matter of cgroup v2; else why they cannot be had.
 pub(crate) fn unified(host: &Host) -> Result<Vec<PathBuf>, &'static str> {
-    let read = |path: &str| host.read(Path::new(path)).unwrap_or_default();
-    let ours = Membership::parse(&read("/proc/self/cgroup"));
-    let mut mounts = parse_mountinfo(&read("/proc/self/mountinfo"));
-    if host.is_live() {
-        mounts.retain(machine::is_what_it_says);
-    }
+    let (ours, mounts) = membership(host);
     match locate(host, &ours, &mounts, Controller::Memory) {
         None => Err("no cgroup is mounted here"),
         Some(place) if place.version == Version::V1 => {

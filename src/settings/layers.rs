@@ -5,16 +5,14 @@
 
 use std::ffi::OsString;
 use std::fmt;
-use std::fs::File;
 use std::io::Read;
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use clap::ArgMatches;
-use nix::libc;
 
 use crate::cli::{self, KEYS, Key};
 use crate::exit::{Failure, usage};
+use crate::found::Found;
 use crate::plan::{Choice, Given};
 use crate::probe::Host;
 use crate::sockets::Address;
@@ -279,23 +277,14 @@ impl Layers<'_> {
         let shown = path.display().to_string();
         let unreadable =
             |error| usage(format!("cannot read the configuration file {shown}: {error}"));
-        // Opened once, so that what is judged is what is read; not blocking, in case it is a pipe.
-        let opened = File::options().read(true).custom_flags(libc::O_NONBLOCK).open(&path);
-        let mut file = match opened {
-            Err(_) if !asked => return Ok(None),
-            opened => opened.map_err(unreadable)?,
-        };
-        let info = file.metadata().map_err(unreadable)?;
-        if !asked {
-            if !info.is_file() {
-                return Ok(None);
-            }
-            let ours = info.uid() == 0 || info.uid() == nix::unistd::geteuid().as_raw();
-            if !ours || info.mode() & 0o022 != 0 {
+        let mut file = match Found::at(&path, asked).map_err(unreadable)? {
+            Found::Nothing => return Ok(None),
+            Found::Foreign => {
                 warnings.push("throng.toml here is not taken, because others may write it; --config throng.toml takes it".to_owned());
                 return Ok(None);
             }
-        }
+            Found::File(file) => file,
+        };
         let mut text = String::new();
         file.read_to_string(&mut text).map_err(unreadable)?;
         let table: toml::Table =

@@ -12,16 +12,20 @@ const MAY_NAME: &[(&str, &[&str])] = &[
     ("probe", &["units"]),
     ("plan", &["probe", "units"]),
     ("fleet", &["exit"]),
+    ("found", &[]),
     ("sockets", &["units"]),
     ("control", &["http", "log", "units"]),
     ("doctor", &["plan", "probe", "units"]),
-    ("calibrate", &["control", "plan", "probe", "sockets", "units"]),
+    ("calibrate", &["control", "found", "plan", "probe", "sockets", "units"]),
     ("report", &["control", "doctor", "plan", "probe", "units"]),
     ("engine", &["control", "exit", "fleet", "http", "log", "plan", "probe", "sockets", "units"]),
     ("cli", &[]),
     ("program", &["plan"]),
     ("fuzzing", &["probe", "program", "settings", "sockets", "units"]),
-    ("settings", &["cli", "control", "exit", "fleet", "plan", "probe", "sockets", "units"]),
+    (
+        "settings",
+        &["cli", "control", "exit", "fleet", "found", "plan", "probe", "sockets", "units"],
+    ),
     (
         "command",
         &[

@@ -10,15 +10,13 @@ use nix::fcntl::{AT_FDCWD, OFlag, openat};
 use nix::sys::stat::Mode;
 use nix::unistd::{UnlinkatFlags, read, unlinkat, write};
 
-use super::super::isolate::Inheritance;
+use super::super::isolate::{Inheritance, OURS};
 use super::super::spawn::list;
 use super::watch::{FOLDER, LATER, PATIENCE, SOON};
 
 /// Longer paths are not tidied up.
 const MOST_PATH: usize = 4096;
 const MOST_ORDER: usize = 64;
-/// What the names of those groups begin with.
-const OURS: &[u8] = b"throng-rs.";
 
 /// What is to be put back, on the stack.
 pub(super) struct Remains {
@@ -71,7 +69,7 @@ fn empty(group: BorrowedFd<'_>) -> Option<usize> {
             let name = rest.get(19..size).unwrap_or_default();
             rest = rest.get(size..).unwrap_or_default();
             let Ok(name) = CStr::from_bytes_until_nul(name) else { continue };
-            if !name.to_bytes().starts_with(OURS) {
+            if !name.to_bytes().starts_with(OURS.as_bytes()) {
                 continue;
             }
             move_up(group, name);

@@ -9,7 +9,7 @@ use crate::units::show_size;
 use super::super::Sized;
 
 /// What the groups of ours are called, so that those of a launcher that was killed can be known.
-pub(super) const OURS: &str = "throng-rs.";
+pub(in crate::engine) const OURS: &str = "throng-rs.";
 /// A tree of groups may be huge; so many below ours are looked at.
 const MOST_GROUPS: usize = 4096;
 /// Units whose folders systemd manages by itself.
@@ -133,10 +133,10 @@ impl Facts {
 
 /// Why limits of their own would do the workers no good; what is reckoned, not what is there.
 pub(super) fn too_tight(sized: &Sized) -> Option<String> {
-    let Some(budget) = sized.budget else {
+    let Some(budget) = sized.bounds.budget else {
         return Some("no limit of memory is known that could be shared out".to_owned());
     };
-    let each = budget / u64::from(sized.workers.max(1));
+    let each = budget / u64::from(sized.bounds.workers.max(1));
     // Shares that hold nobody would kill those who now get along by using what others leave.
     (each < sized.cost).then(|| {
         let (each, cost) = (show_size(each), show_size(sized.cost));

@@ -22,7 +22,7 @@ pub(super) struct Shares {
 impl Shares {
     /// `None` where no limit is known.
     pub(super) fn of(sized: &Sized) -> Option<Self> {
-        Some(Self::between(sized.room?, sized.budget?))
+        Some(Self::between(sized.room?, sized.bounds.budget?))
     }
 
     /// `room` is left to the limit itself, `budget` of it for the workers.

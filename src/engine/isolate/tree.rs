@@ -14,7 +14,7 @@ use tracing::{debug, warn};
 use super::facts::{Facts, OURS};
 use super::shares::{self, Shares};
 use crate::fleet::WorkerKey;
-use crate::probe::{Host, LAUNCHER_GROUP};
+use crate::probe::{Host, LAUNCHER_GROUP, parse};
 
 /// What the groups of workers share out: memory is the point, CPU by equal weights where it is there.
 const CONTROLLERS: [&str; 2] = ["memory", "cpu"];
@@ -156,14 +156,12 @@ fn bound(dir: &Path, limit: u64) -> io::Result<()> {
 /// What a group uses and cannot give back, bytes.
 fn in_use(host: &Host, dir: &Path) -> u64 {
     let stat = host.read(&dir.join("memory.stat")).unwrap_or_default();
-    let stat = String::from_utf8_lossy(&stat);
-    let inactive = stat.lines().find_map(|line| line.strip_prefix("inactive_file "));
-    let inactive = inactive.and_then(|text| text.trim().parse().ok()).unwrap_or(0);
+    let inactive = parse::keyed(&stat, "inactive_file").unwrap_or(0);
     number(host, &dir.join("memory.current")).unwrap_or(u64::MAX).saturating_sub(inactive)
 }
 
 pub(super) fn number(host: &Host, file: &Path) -> Option<u64> {
-    String::from_utf8_lossy(&host.read(file).ok()?).trim().parse().ok()
+    parse::number(parse::trim(&host.read(file).ok()?))
 }
 
 /// Without waiting: a limit below what is in use would else be reached for inside of the write, by

@@ -91,8 +91,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-
-    const MIB: u64 = 1 << 20;
+    use crate::units::MIB;
 
     fn seconds(seconds: u64) -> Duration {
         Duration::from_secs(seconds)

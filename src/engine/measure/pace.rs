@@ -57,11 +57,10 @@ pub(super) fn next(
 mod tests {
     use super::*;
     use crate::fleet::Cpu;
-
-    const MIB: u64 = 1 << 20;
+    use crate::units::MIB;
 
     fn memory(used: u64) -> Memory {
-        Memory { limit: 512 * MIB, used: used * MIB, stalled: Some(0.0), hits: 0 }
+        Memory { limit: 512 * MIB, used: used * MIB, stalled: Some(0.0), ..Memory::default() }
     }
 
     fn sample(used: u64) -> Sample {

@@ -87,6 +87,7 @@ impl Engine {
             active: &active,
             usable: config.sized.cpus,
             told: config.sized.told.clone(),
+            divided: self.isolation.has_limits(),
         };
         let sample = self.measure.look(now, &subject);
         self.measure.look_exactly(now, &subject.workers);

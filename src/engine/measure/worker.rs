@@ -130,8 +130,8 @@ pub(in crate::engine) fn part(bytes: u64, share: f64) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::units::MIB;
 
-    const MIB: u64 = 1 << 20;
     const KEY: WorkerKey = WorkerKey(7);
 
     fn group(private: u64, peak: u64) -> Group {

@@ -1,8 +1,10 @@
 //! The rules one by one; `histories` has them all at once under random events in virtual time.
 
 mod adapting;
+mod faults;
 mod following;
 mod histories;
+mod pressure;
 mod ready;
 mod rolling;
 mod simulator;

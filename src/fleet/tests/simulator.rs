@@ -348,6 +348,7 @@ impl Sim {
                 used: bytes(used),
                 stalled: Some(0.0),
                 hits: 0,
+                divided: false,
             }),
             cpu: Cpu { usable: self.limits.cpus, used: cpu, throttled },
             waiting: Some(waiting),
