@@ -37,7 +37,7 @@ const PROCESSES: usize = 5;
 /// What the fourth worker adds: itself and its child.
 const MORE_PROCESSES: usize = 2;
 /// Rounds before the first measurement, in which buffers grow to their size.
-const WARM_UP: usize = 20;
+const WARM_UP: usize = 400;
 /// An output pipe pair of a worker that has just gone is closed at the next start.
 const MORE_DESCRIPTORS: usize = 2;
 /// What the allocator's fragments may add; 20,000 rounds add no more than 1,000.

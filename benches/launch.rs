@@ -34,6 +34,8 @@ const STATIC_DRY_RUN_LIMIT: f64 = 1.5;
 /// KiB of memory that a dry run may have at its peak.
 const PEAK_LIMIT: i64 = 4096;
 const FLEET_LIMIT: f64 = 2.0;
+/// After so long an idle fleet is looked at every five seconds.
+const FIRST_LOOKS: Duration = Duration::from_secs(12);
 const PRIVATE_LIMIT: u64 = 1536;
 /// What is kept of the workers' output, for all together.
 const KEPT_OUTPUT: u64 = 512;
@@ -170,6 +172,8 @@ fn memory(
         ready += usize::from(line.ends_with(" is ready"));
     }
     nest.arrivals(FLEET)?;
+    // The first looks at what the workers use come sooner than later ones, and keep its code in memory.
+    std::thread::sleep(FIRST_LOOKS);
     until_asleep(&child)?;
     let private = Private::of_both(&child)?;
     send(&child, Signal::SIGTERM)?;
