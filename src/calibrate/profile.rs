@@ -168,8 +168,8 @@ impl Profile {
             Bound::Cpu => f64::from(self.knee.workers) / self.limits.cpus,
             // The rate still rose: as many as would fill the CPUs.
             Bound::Memory => self.filling(usable) / usable,
-            // The load wants no more, however many CPUs there are, or nobody has tried more.
-            Bound::Load | Bound::Workers => f64::from(self.knee.workers) / usable,
+            // The load wants no more, however many CPUs there are, or nobody knows what more would give.
+            Bound::Load | Bound::Workers | Bound::Ended => f64::from(self.knee.workers) / usable,
         };
         let name = path.file_name().unwrap_or(path.as_os_str()).to_string_lossy();
         Profiled {

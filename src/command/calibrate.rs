@@ -254,7 +254,8 @@ impl Job<'_> {
         };
         let outcome = trial.run(&mut told).await;
         launcher.stop().await;
-        let Outcome { steps, end, counts_requests } = outcome.map_err(|error| anyhow!(error))?;
+        let Outcome { steps, end, counts_requests, lost } =
+            outcome.map_err(|error| anyhow!(error))?;
         let before = before.filter(|left| !left.machine).map(|left| left.used);
         let curve = Curve::new(steps, end, self.limits.usable, before).ok_or_else(|| {
             anyhow!(
@@ -262,6 +263,9 @@ impl Job<'_> {
             )
         })?;
         print(&format!("\n{}", calibrate::table(&curve, counts_requests)))?;
+        if let Some(lost) = lost {
+            print(&format!("warning: {lost}\n"))?;
+        }
         let Some(file) = self.file else { return Ok(SUCCESS) };
         let words = self.settings.command.iter().map(|word| word.to_string_lossy().into_owned());
         let memory = self.resources.memory.limit.as_ref().map(|limit| limit.value);

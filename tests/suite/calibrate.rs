@@ -160,6 +160,46 @@ fn a_load_of_the_users_tells_its_rate_or_the_cpus_count() {
     assert_eq!(here.profile()["measure"], "cpu");
 }
 
+/// A server that ends with 7 at its first request where its slot is `dies` or above.
+const DIES: &str = "import os, socket, sys
+held = socket.socket(fileno=3)
+while True:
+    one = held.accept()[0]
+    one.recv(4096)
+    if int(os.environ['THRONG_WORKER_ID']) >= int(sys.argv[1]):
+        print('alas, no more', flush=True)
+        os._exit(7)
+    one.sendall(b'HTTP/1.0 200 OK\\r\\nContent-Length: 0\\r\\n\\r\\n')
+    one.close()
+";
+
+#[test]
+fn a_worker_that_ends_under_load_is_not_blamed_on_memory() {
+    let name = "a_worker_that_ends_under_load_is_not_blamed_on_memory";
+    if crate::beds::command("python3").is_err() {
+        return skip(name, "no python3 here");
+    }
+    let here = Here::new();
+    let args = |dies| ["--share", "fd", "--max-workers", "4", "--", "python3", "-c", DIES, dies];
+    let run = here.done(&args("1"));
+    assert_eq!(run.status, 1, "{}", run.stdout);
+    assert!(run.stderr.contains("worker 1 ended with status 7 under load"), "{}", run.stderr);
+    assert!(run.stderr.contains("alas") && !run.stderr.contains("memory"), "{}", run.stderr);
+    assert!(!here.path("throng.profile.json").exists());
+
+    // What was measured before stays, and says why it is no more.
+    let run = here.done(&args("2"));
+    assert_eq!(run.status, 0, "{}", run.stderr);
+    let found = here.profile();
+    assert_eq!(
+        (&found["knee"]["workers"], &found["knee"]["bound_by"], &found["steps"][1]["ended"]),
+        (&1.into(), &"ended".into(), &true.into()),
+        "{found:#}"
+    );
+    assert!(run.stdout.contains("warning: worker 2 ended with status 7"), "{}", run.stdout);
+    assert!(run.stdout.contains("alas") && !run.stdout.contains("memory ran low"));
+}
+
 #[test]
 fn what_cannot_be_calibrated_says_why_and_leaves_all_as_it_was() {
     let here = Here::new();
