@@ -2,9 +2,10 @@
 //! step, and what that shows kept as a profile.
 //!
 //! `curve` is arithmetic over what was seen; `profile`, `picture` and `table` are its forms; `launcher`, `load`,
-//! `room`, `watch` and `trial` are the trial. It names nothing of the engine: it drives a launcher from outside, as any user.
+//! `external`, `room`, `watch` and `trial` are the trial. It names nothing of the engine: it drives a launcher from outside, as any user.
 
 mod curve;
+mod external;
 mod launcher;
 mod load;
 mod output;

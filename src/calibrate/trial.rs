@@ -4,8 +4,9 @@ use std::fmt;
 use std::time::{Duration, Instant};
 
 use super::curve::{End, Limits, Next, Step, next};
+use super::external::External;
 use super::launcher::Launcher;
-use super::load::{Clients, External, Target, printed_rate};
+use super::load::{Clients, Target, printed_rate};
 use super::room::left;
 use super::watch::{Cut, Measured, SOON, WARM_UP, Watch};
 use crate::control::Status;

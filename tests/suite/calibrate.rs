@@ -276,6 +276,38 @@ fn a_profile_that_is_none_is_refused_in_one_line() {
     assert!(run.stderr.contains("cannot read the profile nowhere"), "{}", run.stderr);
 }
 
+#[test]
+fn nothing_that_a_load_has_started_outlives_it() {
+    for left in
+        ["sleep 777 &", "setsid sleep 777 &", "setsid sh -c 'sleep 777; :' & trap 'kill 0' EXIT;"]
+    {
+        let here = Here::new();
+        let load = format!("{left} sleep 0.2; echo Requests/sec: 5");
+        let load = ["--share", "fd", "--max-workers", "1", "--load", &load];
+        let run = here.done(&[&load[..], SERVER].concat());
+        assert!(run.status == 0 || left.contains("kill 0"), "{left}: {}", run.stderr);
+    }
+}
+
+#[test]
+fn a_load_ends_with_its_calibration_however_that_ends() {
+    for signal in [Signal::SIGKILL, Signal::SIGTERM, Signal::SIGINT] {
+        let here = Here::new();
+        let begun = here.path("throng.begun");
+        let mut load = format!("sleep 777 & echo > {}; sleep 778; :", begun.display());
+        // Nobody learns of those when we are killed.
+        if signal != Signal::SIGKILL {
+            load.insert_str(0, "setsid sleep 779 & ");
+        }
+        let words = ["--share", "fd", "--load", &load];
+        let mut run = Run::start(&mut here.calibrate(&[&words[..], SERVER].concat()));
+        crate::support::until("the load runs", || begun.exists());
+        run.signal(signal);
+        run.leave();
+        here.trace.ends();
+    }
+}
+
 /// A calibration that would go on for long, with its workers at work.
 fn under_way(here: &Here) -> Run {
     let long = ["--share", "fd", "--step", "60s"];
