@@ -1,9 +1,7 @@
 //! What a calibration found, as a file: `throng.profile.json`.
 
-use std::fs::{self, File};
-use std::io::{self, Read, Write};
-use std::os::unix::fs::OpenOptionsExt;
-use std::path::{Path, PathBuf};
+use std::io::Read;
+use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
@@ -197,24 +195,6 @@ impl Profile {
     }
 }
 
-/// Writes a file whole or not at all: what was there stays until the new one is on the disk.
-pub(crate) fn replace(path: &Path, text: &str) -> io::Result<()> {
-    let mut name = path.file_name().unwrap_or_default().to_os_string();
-    name.push(format!(".{}.new", std::process::id()));
-    let new: PathBuf = path.with_file_name(name);
-    let write = || {
-        let mut file = File::options().write(true).create_new(true).mode(0o644).open(&new)?;
-        file.write_all(text.as_bytes())?;
-        file.sync_all()?;
-        fs::rename(&new, path)
-    };
-    let written = write();
-    if written.is_err() {
-        let _ = fs::remove_file(&new);
-    }
-    written
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -309,16 +289,5 @@ mod tests {
             let why = Profile::parse(bad.as_bytes()).unwrap_err();
             assert!(why.contains(what), "{to}: {why}");
         }
-    }
-
-    #[test]
-    fn a_file_is_replaced_whole() {
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("p");
-        replace(&path, "old").unwrap();
-        replace(&path, "new").unwrap();
-        assert_eq!(fs::read_to_string(&path).unwrap(), "new");
-        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1);
-        assert!(replace(Path::new("/nowhere/at/all"), "x").is_err());
     }
 }

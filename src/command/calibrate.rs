@@ -219,6 +219,10 @@ struct Job<'a> {
 impl Job<'_> {
     /// Ends with everything that it started, also where it is interrupted.
     async fn perform(self) -> Result<u8, Failure> {
+        if let Some(file) = &self.file {
+            // Better now than after minutes of load.
+            calibrate::try_out(&[file, &beside(file)]).map_err(|error| anyhow!(error))?;
+        }
         let listen = |kind| signal(kind).context("cannot listen to signals");
         let mut interrupt = listen(SignalKind::interrupt())?;
         let mut terminate = listen(SignalKind::terminate())?;
@@ -281,11 +285,8 @@ impl Job<'_> {
         let title = spoken(&self.settings.command);
         let picture = calibrate::picture(&curve, &title, counts_requests, most);
         let drawing = beside(&file);
-        for (path, text) in [(&drawing, picture), (&file, profile.to_json())] {
-            calibrate::replace(path, &text).with_context(|| {
-                format!("cannot write {}; what was there is as it was", path.display())
-            })?;
-        }
+        calibrate::replace(&[(&drawing, &picture), (&file, &profile.to_json())])
+            .map_err(|error| anyhow!(error))?;
         print(&format!("written: {} and {}\n", file.display(), drawing.display()))?;
         Ok(SUCCESS)
     }
@@ -297,7 +298,8 @@ fn interrupted() -> Failure {
 
 /// `throng.profile.svg` for `throng.profile.json`.
 fn beside(file: &Path) -> PathBuf {
-    file.with_extension("svg")
+    let taken = file.extension().is_some_and(|end| end == "svg");
+    file.with_extension(if taken { "picture.svg" } else { "svg" })
 }
 
 /// A launcher that a calibration has started ends with that.
@@ -310,4 +312,16 @@ pub(super) fn follow(host: &Host) -> Result<(), Failure> {
         return Ok(());
     }
     Err(Failure::Other(anyhow!("the calibration that has started this is gone")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_picture_never_takes_the_profiles_place() {
+        let beside = |file: &str| beside(Path::new(file));
+        assert_eq!(beside("/a/throng.profile.json"), Path::new("/a/throng.profile.svg"));
+        assert_eq!(beside("mine.svg"), Path::new("mine.picture.svg"));
+    }
 }

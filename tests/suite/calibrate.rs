@@ -243,9 +243,14 @@ fn what_cannot_be_calibrated_says_why_and_leaves_all_as_it_was() {
     let run = done(&mut here.command(&["calibrate", "--", "sleep", "9"]));
     assert_eq!(run.status, 2);
     assert!(run.stderr.contains("--listen") && run.stderr.contains("--load"), "{}", run.stderr);
-    // A disk that is full, as far as a file goes.
-    let full = ["--share", "fd", "--max-workers", "1", "--profile", "/proc/throng.profile.json"];
-    refused(&[&full[..], SERVER].concat(), 1, &["cannot write /proc/throng.profile.svg"]);
+    // Told at once, and not after all the work.
+    for file in ["/proc/throng.profile.json", "/nowhere/at/all", "/"] {
+        let begun = here.path("throng.begun");
+        let load = format!("touch {}; exit 3", begun.display());
+        let to = ["--share", "fd", "--load", &load, "--profile", file];
+        refused(&[&to[..], SERVER].concat(), 1, &["cannot write /"]);
+        assert!(!begun.exists());
+    }
 }
 
 #[test]
