@@ -19,7 +19,7 @@ mod watch;
 
 pub(crate) use curve::{Curve, Limits};
 pub(crate) use files::{replace, try_out};
-pub(crate) use launcher::{Launcher, VARIABLE};
+pub(crate) use launcher::{Inside, Launcher, VARIABLE};
 pub(crate) use load::Target;
 pub(crate) use picture::picture;
 pub(crate) use profile::Profile;

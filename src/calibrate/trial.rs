@@ -41,7 +41,7 @@ pub(crate) struct Trial<'a> {
     pub(crate) launcher: &'a mut Launcher,
     pub(crate) host: &'a Host,
     pub(crate) gauge: &'a Gauge,
-    pub(crate) load: Load,
+    pub(crate) load: &'a Load,
     pub(crate) limits: Limits,
 }
 
@@ -84,7 +84,7 @@ impl Trial<'_> {
                 steps.push(step);
                 continue;
             }
-            let measured = match &self.load {
+            let measured = match self.load {
                 Load::BuiltIn { target, path, clients: many, time } => {
                     if clients.is_none() && !target.answers().await {
                         return Err(nobody(target, self.launcher));
@@ -95,10 +95,9 @@ impl Trial<'_> {
                     self.under_clients(clients, time, &mut watch).await?
                 }
                 Load::Command { command, target, path } => {
-                    let (command, target, path) = (command.clone(), target.clone(), path.clone());
                     // Workers that are still loading would seem to grow under the load.
                     self.settle(&mut watch).await?;
-                    let load = External::start(&command, target.as_ref(), &path, workers);
+                    let load = External::start(command, target.as_ref(), path, workers);
                     let load =
                         load.map_err(|error| format!("cannot run sh for --load: {error}"))?;
                     self.under_command(load, &mut watch).await?
@@ -141,7 +140,7 @@ impl Trial<'_> {
     fn silent(&self, measured: &Measured) -> String {
         let last = self.launcher.last_words();
         let failed = measured.failed;
-        let what = match &self.load {
+        let what = match self.load {
             Load::BuiltIn { target, path, .. } => {
                 format!(
                     "no request to {target}{path} was answered well ({failed} failed); give a --path that answers, or a --load"

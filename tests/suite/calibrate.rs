@@ -336,11 +336,57 @@ fn an_interrupt_stops_everything() {
 
 #[test]
 fn who_kills_it_kills_everything() {
+    for (signal, status) in [(Signal::SIGKILL, 137), (Signal::SIGQUIT, 1)] {
+        let here = Here::new();
+        let mut run = under_way(&here);
+        run.signal(signal);
+        assert_eq!(run.leave(), status);
+        here.nothing_is_left();
+    }
+}
+
+/// Workers that do so at TERM, under a load that goes on for long.
+fn stubborn(here: &Here, at_term: &str) -> Run {
+    let begun = here.path("throng.begun");
+    let load = format!("touch {}; sleep 777", begun.display());
+    let worker = format!("trap '{at_term}' TERM; while :; do sleep 0.1; done");
+    let args = ["calibrate", "--grace", "50s", "--load", &load, "--", "sh", "-c", &worker];
+    let run = Run::start(&mut here.command(&args));
+    crate::support::until("the load runs", || begun.exists());
+    run
+}
+
+#[test]
+fn an_interrupt_leaves_the_workers_their_grace_and_the_second_one_does_not() {
     let here = Here::new();
-    let mut run = under_way(&here);
-    run.signal(Signal::SIGKILL);
-    assert_eq!(run.leave(), 137);
-    here.trace.ends();
+    let mut run = stubborn(&here, "sleep 1; touch throng.graceful; exit 0");
+    run.signal(Signal::SIGINT);
+    assert_eq!(run.end(), 1);
+    assert!(here.path("throng.graceful").exists());
+    here.nothing_is_left();
+
+    let here = Here::new();
+    let mut run = stubborn(&here, ":");
+    run.signal(Signal::SIGINT);
+    run.wait_log("once more kills");
+    let begin = std::time::Instant::now();
+    run.signal(Signal::SIGINT);
+    assert_eq!(run.end(), 1);
+    assert!(begin.elapsed().as_secs() < 40);
+    here.nothing_is_left();
+}
+
+#[test]
+fn a_folder_for_temporary_files_that_holds_no_socket_is_not_needed() {
+    let here = Here::new();
+    let long = here.path(&format!("throng.{}", "x".repeat(100)));
+    fs::create_dir(&long).unwrap();
+    for folder in [here.path("nowhere"), long] {
+        let few = ["--share", "fd", "--max-workers", "1", "--load", "echo Requests/sec: 5"];
+        let run = done(here.calibrate(&[&few[..], SERVER].concat()).env("TMPDIR", folder));
+        assert_eq!(run.status, 0, "{}", run.stderr);
+        here.nothing_is_left();
+    }
 }
 
 #[test]
