@@ -77,7 +77,7 @@ impl Profile {
     ) -> Self {
         let knee = curve.knee;
         // It was measured within that.
-        let most = memory.unwrap_or(MOST_BYTES).min(MOST_BYTES).max(LEAST_BYTES);
+        let most = memory.unwrap_or(MOST_BYTES).clamp(LEAST_BYTES, MOST_BYTES);
         let cost = curve.cost.clamp(LEAST_BYTES, most);
         Self {
             schema: SCHEMA,
@@ -145,7 +145,7 @@ impl Profile {
         let worker = &self.worker;
         let sane = |cpus: f64| (0.0..=MOST_CPUS).contains(&cpus);
         // No more was measured than there was.
-        let most = self.limits.memory_bytes.unwrap_or(MOST_BYTES).min(MOST_BYTES).max(LEAST_BYTES);
+        let most = self.limits.memory_bytes.unwrap_or(MOST_BYTES).clamp(LEAST_BYTES, MOST_BYTES);
         let rest = most.saturating_sub(worker.private_bytes);
         let rules = [
             ((LEAST_BYTES..=most).contains(&worker.private_bytes), "worker.private_bytes"),

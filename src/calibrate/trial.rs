@@ -84,6 +84,7 @@ impl Trial<'_> {
                 steps.push(step);
                 continue;
             }
+            let mut loaded = true;
             let measured = match self.load {
                 Load::BuiltIn { target, path, clients: many, time } => {
                     if clients.is_none() && !target.answers().await {
@@ -97,10 +98,15 @@ impl Trial<'_> {
                 Load::Command { command, target, path } => {
                     // Workers that are still loading would seem to grow under the load.
                     self.settle(&mut watch).await?;
-                    let load = External::start(command, target.as_ref(), path, workers);
-                    let load =
-                        load.map_err(|error| format!("cannot run sh for --load: {error}"))?;
-                    self.under_command(load, &mut watch).await?
+                    loaded = watch.cut.is_none();
+                    if loaded {
+                        let load = External::start(command, target.as_ref(), path, workers);
+                        let load =
+                            load.map_err(|error| format!("cannot run sh for --load: {error}"))?;
+                        self.under_command(load, &mut watch).await?
+                    } else {
+                        Measured::default()
+                    }
                 }
             };
             let counts = *counts_requests.get_or_insert(measured.counts_requests);
@@ -110,7 +116,7 @@ impl Trial<'_> {
                         .to_owned(),
                 );
             }
-            lost = self.lost(&watch, true, steps.is_empty()).await?;
+            lost = self.lost(&watch, loaded, steps.is_empty()).await?;
             let step = watch.step(workers, measured);
             if step.rate <= 0.0 && !step.cut {
                 return Err(self.silent(&measured));
@@ -133,8 +139,8 @@ impl Trial<'_> {
         let under = if loaded { "under load" } else { "before the load" };
         let last = self.launcher.last_words();
         let said = if last.is_empty() { last } else { format!("; the workers said last:\n{last}") };
-        let lost = format!("{who} {under}{said}");
-        if nothing { Err(lost) } else { Ok(Some(lost)) }
+        let told = format!("{who} {under}{said}");
+        if nothing { Err(told) } else { Ok(Some(told)) }
     }
 
     fn silent(&self, measured: &Measured) -> String {
@@ -268,6 +274,11 @@ impl Trial<'_> {
         let took = begin.elapsed().as_secs_f64();
         let text = load.text().await;
         if !ended.success() {
+            // It may be that it found nobody there.
+            self.look(watch).await?;
+            if watch.cut.is_some() {
+                return Ok(Measured::default());
+            }
             return Err(format!("the load ended with {ended}:\n{}", text.trim_end()));
         }
         let cpus = watch.cpus(took);

@@ -275,7 +275,8 @@ impl Job<'_> {
         })?;
         print(&format!("\n{}", calibrate::table(&curve, counts_requests)))?;
         if let Some(lost) = lost {
-            print(&format!("warning: {lost}\n"))?;
+            let lines: Vec<_> = lost.lines().map(printable).collect();
+            print(&format!("warning: {}\n", lines.join("\n")))?;
         }
         let Some(file) = self.file else { return Ok(SUCCESS) };
         let words = self.settings.command.iter().map(|word| word.to_string_lossy().into_owned());
