@@ -42,8 +42,11 @@ pub(crate) struct Step {
     /// Of one worker.
     #[serde(rename = "growth_bytes_per_minute")]
     pub(crate) growth: u64,
-    /// Whether memory ran so low that the step was broken off.
+    /// Whether the step was broken off: memory ran low, or a worker ended.
     pub(crate) cut: bool,
+    /// Whether it was that a worker ended by itself.
+    #[serde(default)]
+    pub(crate) ended: bool,
 }
 
 /// What ended a calibration, or bounds the throughput at the knee.
@@ -58,6 +61,8 @@ pub(crate) enum Bound {
     Load,
     /// `--max-workers`, or the limit of tasks.
     Workers,
+    /// With more, a worker ended by itself.
+    Ended,
 }
 
 /// Why there is no next step.
@@ -83,7 +88,7 @@ pub(crate) struct Limits {
 pub(crate) fn next(steps: &[Step], limits: Limits) -> Next {
     let Some(last) = steps.last() else { return Next::Try(1) };
     if last.cut {
-        return Next::End(Bound::Memory);
+        return Next::End(if last.ended { Bound::Ended } else { Bound::Memory });
     }
     let flat = steps.len() - 1 - last_gain(steps);
     let full = last.cpus >= FULL * limits.usable;
@@ -262,6 +267,10 @@ mod tests {
         assert_eq!(next(&full, limits(9)), Next::End(Bound::Cpu));
         let cut = [step(1, 100.0), Step { cut: true, ..step(2, 200.0) }];
         assert_eq!(next(&cut, limits(9)), Next::End(Bound::Memory));
+        let ended = [cut[0], Step { ended: true, ..cut[1] }];
+        assert_eq!(next(&ended, limits(9)), Next::End(Bound::Ended));
+        let curve = Curve::new(ended.to_vec(), Bound::Ended, 1.0, None).unwrap();
+        assert_eq!((curve.knee.workers, curve.bound), (1, Bound::Ended));
     }
 
     #[test]

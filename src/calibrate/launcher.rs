@@ -3,6 +3,7 @@
 use std::ffi::OsString;
 use std::fs;
 use std::io;
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
@@ -31,12 +32,70 @@ pub(crate) struct Launcher {
     _dir: Private,
 }
 
+/// The names of our folders begin so.
+const PREFIX: &str = "throng-rs-calibrate-";
+/// Of the control socket in one.
+const SOCKET: &str = "control";
+/// The longest path of a socket (`sun_path` and its NUL, unix(7)).
+const LONGEST: usize = 107;
+
 /// A folder that only we can enter, gone with its owner.
+#[derive(Debug)]
 struct Private(PathBuf);
 
 impl Private {
     fn new() -> io::Result<Self> {
-        Ok(Self(mkdtemp(&std::env::temp_dir().join("throng-rs-calibrate-XXXXXX"))?))
+        // The second ones where TMPDIR names none, or one that is too long for a socket.
+        let others = ["/tmp", "/run", "/dev/shm"].map(PathBuf::from);
+        Self::within(&[&[std::env::temp_dir()], &others[..]].concat())
+    }
+
+    /// In the first of these where there can be a socket.
+    fn within(folders: &[PathBuf]) -> io::Result<Self> {
+        let mut tried = Vec::new();
+        for folder in folders {
+            let template = folder.join(format!("{PREFIX}XXXXXX"));
+            let made = if template.join(SOCKET).as_os_str().len() > LONGEST {
+                Err("too long for a socket".to_owned())
+            } else {
+                mkdtemp(&template).map_err(|error| error.desc().to_owned())
+            };
+            match made {
+                Ok(path) => return Ok(Self(path)),
+                Err(why) => tried.push(format!("{}: {why}", folder.display())),
+            }
+        }
+        let tried = tried.join("; ");
+        Err(io::Error::other(format!(
+            "no folder for its control socket, give one by TMPDIR: {tried}"
+        )))
+    }
+
+    /// The one that a control socket lies in, if it is of a calibration.
+    fn of(control: &Path) -> Option<&Path> {
+        let folder = control.parent()?;
+        let ours = folder.file_name()?.to_str()?.starts_with(PREFIX);
+        (ours && control.file_name()? == SOCKET).then_some(folder)
+    }
+}
+
+/// Held by a launcher that a calibration has started: the folder of its control socket goes when both have,
+/// whoever is the last.
+#[derive(Debug)]
+pub(crate) struct Inside(Option<PathBuf>);
+
+impl Inside {
+    pub(crate) fn of(control: Option<&Path>) -> Self {
+        Self(control.and_then(Private::of).map(Path::to_owned))
+    }
+}
+
+impl Drop for Inside {
+    fn drop(&mut self) {
+        if let Some(folder) = &self.0 {
+            // Only when it is empty; the calibration may have removed it.
+            let _ = fs::remove_dir(folder);
+        }
     }
 }
 
@@ -50,7 +109,7 @@ impl Launcher {
     /// Runs `program` with these words behind the way to its control socket. Must be called inside a `LocalSet`.
     pub(crate) fn start(program: &Path, args: &[OsString]) -> io::Result<Self> {
         let dir = Private::new()?;
-        let control = dir.0.join("control");
+        let control = dir.0.join(SOCKET);
         let (output, writer) = Output::new()?;
         let errors = writer.try_clone()?;
         let mut command = Command::new(program);
@@ -60,6 +119,8 @@ impl Launcher {
         for name in ["NOTIFY_SOCKET", "WATCHDOG_USEC", "LISTEN_FDS", "LISTEN_PID"] {
             command.env_remove(name);
         }
+        // A Ctrl-C is for us alone, who stop it: a second one within its grace would kill its workers.
+        command.process_group(0);
         let child = command.stdin(Stdio::null()).stdout(writer).stderr(errors).spawn()?;
         Ok(Self { child, output, instance: Instance { path: control }, _dir: dir })
     }
@@ -131,5 +192,41 @@ impl Drop for Launcher {
             let _ = self.child.kill();
             let _ = self.child.wait();
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_folder_is_the_first_that_can_hold_a_socket() {
+        let dir = tempfile::tempdir().unwrap();
+        let long = dir.path().join("x".repeat(100));
+        fs::create_dir(&long).unwrap();
+        let folders = [dir.path().join("nowhere"), long, dir.path().to_owned()];
+        let made = Private::within(&folders).unwrap();
+        assert_eq!(made.0.parent(), Some(dir.path()));
+        let why = Private::within(&folders[..2]).unwrap_err().to_string();
+        for word in ["TMPDIR", "nowhere: No such file", "too long for a socket"] {
+            assert!(why.contains(word), "{why}");
+        }
+    }
+
+    #[test]
+    fn only_a_folder_of_ours_is_removed_and_only_when_it_is_empty() {
+        let dir = tempfile::tempdir().unwrap();
+        let made = Private::within(&[dir.path().to_owned()]).unwrap();
+        let control = made.0.join(SOCKET);
+        fs::write(&control, "").unwrap();
+        drop(Inside::of(Some(&control)));
+        assert!(control.exists());
+        fs::remove_file(&control).unwrap();
+        drop(Inside::of(Some(&made.0.join("other"))));
+        assert!(made.0.exists());
+        drop(Inside::of(Some(&control)));
+        assert!(!made.0.exists());
+        drop(Inside::of(Some(&dir.path().join(SOCKET))));
+        assert!(dir.path().exists());
     }
 }

@@ -2,11 +2,8 @@
 
 use std::cell::Cell;
 use std::fmt;
-use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
-use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
-use std::process::{Child, Command, ExitStatus, Stdio};
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -15,13 +12,10 @@ use hyper::Request;
 use hyper::body::Bytes;
 use hyper::client::conn::http1::{SendRequest, handshake};
 use hyper_util::rt::TokioIo;
-use nix::sys::signal::{Signal, killpg};
-use nix::unistd::Pid;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpStream, UnixStream};
 use tokio::task::AbortHandle;
 
-use super::output::Output;
 use crate::sockets::Address;
 
 /// A kept connection stays with one worker, and which ones share a worker is chance: so each is renewed after
@@ -193,62 +187,6 @@ async fn one(sender: &mut SendRequest<Full<Bytes>>, host: &str, path: &str) -> R
         frame.map_err(|_| ())?;
     }
     Ok(!status.is_client_error() && !status.is_server_error())
-}
-
-/// A load of the user's, run by a shell in a process group of its own, which is killed when this is dropped.
-pub(crate) struct External {
-    child: Child,
-    output: Output,
-}
-
-impl External {
-    /// Must be called inside a `LocalSet`.
-    pub(crate) fn start(
-        command: &str,
-        target: Option<&Target>,
-        path: &str,
-        workers: u32,
-    ) -> io::Result<Self> {
-        let (output, writer) = Output::new()?;
-        let mut shell = Command::new("sh");
-        shell.args(["-c", command]).env("WORKERS", workers.to_string()).process_group(0);
-        if let Some(target) = target {
-            shell.env("URL", format!("{target}{path}"));
-            if let Some(port) = target.port() {
-                shell.env("PORT", port.to_string());
-            }
-        }
-        let errors = writer.try_clone()?;
-        let child = shell.stdin(Stdio::null()).stdout(writer).stderr(errors).spawn()?;
-        Ok(Self { child, output })
-    }
-
-    /// How it ended, if it has.
-    pub(crate) fn ended(&mut self) -> io::Result<Option<ExitStatus>> {
-        self.child.try_wait()
-    }
-
-    /// What it printed, as far as it is kept.
-    pub(crate) async fn text(&self) -> String {
-        // Something that it left running may hold the pipe open.
-        for _ in 0..20 {
-            if self.output.is_whole() {
-                break;
-            }
-            tokio::time::sleep(Duration::from_millis(10)).await;
-        }
-        self.output.text()
-    }
-}
-
-impl Drop for External {
-    fn drop(&mut self) {
-        // Not reaped before this, so the group's number is nobody else's.
-        if self.child.try_wait().is_ok_and(|ended| ended.is_none()) {
-            let _ = killpg(Pid::from_raw(self.child.id().cast_signed()), Signal::SIGKILL);
-            let _ = self.child.wait();
-        }
-    }
 }
 
 /// The requests a second that a load generator printed: `wrk`, `hey` and `oha` say `Requests/sec: 12.3`, `ab`

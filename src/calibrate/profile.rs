@@ -1,9 +1,7 @@
 //! What a calibration found, as a file: `throng.profile.json`.
 
-use std::fs::{self, File};
-use std::io::{self, Read, Write};
-use std::os::unix::fs::OpenOptionsExt;
-use std::path::{Path, PathBuf};
+use std::io::Read;
+use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
@@ -16,8 +14,14 @@ const SCHEMA: u32 = 1;
 /// No profile is longer.
 const LONGEST: u64 = 1 << 20;
 /// Bytes; more than any machine has, and far from where sums overflow.
-const MOST_BYTES: u64 = 1 << 50;
+const MOST_BYTES: u64 = 1 << 46;
+/// No process costs less: that much the kernel alone keeps for it, as stacks and page tables.
+const LEAST_BYTES: u64 = 32 << 10;
 const MOST_CPUS: f64 = 1e6;
+/// Of all workers together. Less is not told from nothing: it is a tick of the clock or two in a short step.
+const LEAST_CPUS: f64 = 0.02;
+/// So many times the most workers that were tried is as far as a forecast goes.
+const FORECAST: f64 = 4.0;
 
 /// The file. Memory in bytes, CPU in CPUs. Fields may be added; none changes its meaning while `schema` is 1.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -72,6 +76,9 @@ impl Profile {
         curve: &Curve,
     ) -> Self {
         let knee = curve.knee;
+        // It was measured within that.
+        let most = memory.unwrap_or(MOST_BYTES).clamp(LEAST_BYTES, MOST_BYTES);
+        let cost = curve.cost.clamp(LEAST_BYTES, most);
         Self {
             schema: SCHEMA,
             version: env!("CARGO_PKG_VERSION").to_owned(),
@@ -80,8 +87,8 @@ impl Profile {
             load,
             measure: if counts_requests { "requests" } else { "cpu" }.to_owned(),
             worker: Worker {
-                private_bytes: curve.cost,
-                shared_once_bytes: curve.shared,
+                private_bytes: cost,
+                shared_once_bytes: curve.shared.min(most - cost),
                 growth_bytes_per_minute: curve.growth,
                 cpus: knee.cpus / f64::from(knee.workers),
             },
@@ -137,28 +144,30 @@ impl Profile {
     fn check(&self) -> Result<(), &'static str> {
         let worker = &self.worker;
         let sane = |cpus: f64| (0.0..=MOST_CPUS).contains(&cpus);
+        // No more was measured than there was.
+        let most = self.limits.memory_bytes.unwrap_or(MOST_BYTES).clamp(LEAST_BYTES, MOST_BYTES);
+        let rest = most.saturating_sub(worker.private_bytes);
         let rules = [
-            ((1..=MOST_BYTES).contains(&worker.private_bytes), "worker.private_bytes"),
-            (worker.shared_once_bytes <= MOST_BYTES, "worker.shared_once_bytes"),
+            ((LEAST_BYTES..=most).contains(&worker.private_bytes), "worker.private_bytes"),
+            (worker.shared_once_bytes <= rest, "worker.shared_once_bytes"),
             (sane(worker.cpus), "worker.cpus"),
             (sane(self.limits.cpus) && self.limits.cpus > 0.0, "limits.cpus"),
             ((1..=MOST_WORKERS).contains(&self.knee.workers), "knee.workers"),
+            (self.steps.iter().any(|step| step.workers == self.knee.workers), "knee.workers"),
         ];
         rules.iter().find(|(good, _)| !good).map_or(Ok(()), |(_, what)| Err(what))
     }
 
     /// What the plan takes of it on a machine with so many CPUs.
     pub(crate) fn profiled(&self, path: &Path, usable: f64) -> Profiled {
-        let knee = f64::from(self.knee.workers);
+        let usable = usable.max(1e-6);
         let per_cpu = match self.knee.bound_by {
             // As many for each CPU as were enough to fill those that there were.
-            Bound::Cpu => knee / self.limits.cpus,
+            Bound::Cpu => f64::from(self.knee.workers) / self.limits.cpus,
             // The rate still rose: as many as would fill the CPUs.
-            Bound::Memory | Bound::Workers => {
-                (knee / self.limits.cpus).max(1.0 / self.worker.cpus.max(1e-4))
-            }
-            // The load wants no more, however many CPUs there are.
-            Bound::Load => knee / usable.max(1e-6),
+            Bound::Memory => self.filling(usable) / usable,
+            // The load wants no more, however many CPUs there are, or nobody knows what more would give.
+            Bound::Load | Bound::Workers | Bound::Ended => f64::from(self.knee.workers) / usable,
         };
         let name = path.file_name().unwrap_or(path.as_os_str()).to_string_lossy();
         Profiled {
@@ -169,28 +178,21 @@ impl Profile {
         }
     }
 
+    /// How many workers would fill so many CPUs, as far as that can be told.
+    fn filling(&self, usable: f64) -> f64 {
+        let knee = f64::from(self.knee.workers);
+        if self.worker.cpus * knee < LEAST_CPUS {
+            return knee;
+        }
+        let tried = self.steps.iter().map(|step| step.workers).max().unwrap_or(0);
+        let forecast = FORECAST * f64::from(tried.max(self.knee.workers));
+        (usable / self.worker.cpus).min(forecast)
+    }
+
     pub(crate) fn to_json(&self) -> String {
         // Numbers and text: nothing that JSON has no form for.
         serde_json::to_string_pretty(self).map(|text| text + "\n").unwrap_or_default()
     }
-}
-
-/// Writes a file whole or not at all: what was there stays until the new one is on the disk.
-pub(crate) fn replace(path: &Path, text: &str) -> io::Result<()> {
-    let mut name = path.file_name().unwrap_or_default().to_os_string();
-    name.push(format!(".{}.new", std::process::id()));
-    let new: PathBuf = path.with_file_name(name);
-    let write = || {
-        let mut file = File::options().write(true).create_new(true).mode(0o644).open(&new)?;
-        file.write_all(text.as_bytes())?;
-        file.sync_all()?;
-        fs::rename(&new, path)
-    };
-    let written = write();
-    if written.is_err() {
-        let _ = fs::remove_file(&new);
-    }
-    written
 }
 
 #[cfg(test)]
@@ -211,6 +213,39 @@ mod tests {
         assert_eq!(Profile::parse(profile.to_json().as_bytes()), Ok(profile));
     }
 
+    fn workers(profile: &Profile, usable: f64) -> f64 {
+        profile.profiled(Path::new("p"), usable).workers_per_cpu * usable
+    }
+
+    #[test]
+    fn a_forecast_goes_no_further_than_what_was_tried_bears() {
+        // Nobody has tried more than was allowed.
+        let most = profile(Bound::Workers);
+        assert!((workers(&most, 0.5) - 4.0).abs() < 1e-9);
+        assert!((workers(&most, 64.0) - 4.0).abs() < 1e-9);
+        // An eighth of a CPU each would be 512.
+        assert!((workers(&profile(Bound::Memory), 64.0) - 16.0).abs() < 1e-9);
+        // What was too little to be measured tells nothing.
+        let mut idle = profile(Bound::Memory);
+        idle.worker.cpus = 0.004;
+        assert!((workers(&idle, 64.0) - 4.0).abs() < 1e-9);
+        idle.worker.cpus = 0.0;
+        assert!((workers(&idle, 64.0) - 4.0).abs() < 1e-9);
+    }
+
+    #[test]
+    fn what_is_written_is_taken_whatever_was_measured() {
+        let knee = Step { workers: 1, rate: 1.0, ..Step::default() };
+        for (cost, shared, memory) in
+            [(0, 0, None), (9, 1 << 60, Some(1 << 20)), (1 << 60, 9, Some(1))]
+        {
+            let curve =
+                Curve { steps: vec![knee], cost, shared, growth: 0, knee, bound: Bound::Load };
+            let profile = Profile::new(vec![], memory, 0.5, String::new(), true, &curve);
+            assert_eq!(Profile::parse(profile.to_json().as_bytes()), Ok(profile));
+        }
+    }
+
     #[test]
     fn it_scales_with_the_cpus_where_these_were_what_bound() {
         let per = |bound, usable| profile(bound).profiled(Path::new("p"), usable).workers_per_cpu;
@@ -229,6 +264,15 @@ mod tests {
             ("\"schema\": 1", "\"x\": 1", "no schema"),
             ("\"private_bytes\": 10485760", "\"private_bytes\": 0", "worker.private_bytes"),
             ("\"private_bytes\": 10485760", "\"private_bytes\": -1", "-1"),
+            ("\"private_bytes\": 10485760", "\"private_bytes\": 1", "worker.private_bytes"),
+            // More than there was.
+            ("\"private_bytes\": 10485760", "\"private_bytes\": 268435457", "worker.private_bytes"),
+            (
+                "\"shared_once_bytes\": 1048576",
+                "\"shared_once_bytes\": 1125899906842624",
+                "worker.shared_once_bytes",
+            ),
+            ("\"workers\": 4,\n    \"rate\"", "\"workers\": 9,\n    \"rate\"", "knee.workers"),
             ("\"private_bytes\": 10485760", "\"private_bytes\": 1e300", "1e+300"),
             ("\"private_bytes\": 10485760", "\"private_bytes\": 18446744073709551615", "private"),
             (
@@ -245,16 +289,5 @@ mod tests {
             let why = Profile::parse(bad.as_bytes()).unwrap_err();
             assert!(why.contains(what), "{to}: {why}");
         }
-    }
-
-    #[test]
-    fn a_file_is_replaced_whole() {
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("p");
-        replace(&path, "old").unwrap();
-        replace(&path, "new").unwrap();
-        assert_eq!(fs::read_to_string(&path).unwrap(), "new");
-        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1);
-        assert!(replace(Path::new("/nowhere/at/all"), "x").is_err());
     }
 }

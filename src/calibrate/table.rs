@@ -28,7 +28,9 @@ pub(crate) fn line(step: &Step) -> String {
         step.cpus,
         step.throttled * 100.0
     );
-    if step.cut {
+    if step.ended {
+        line.push_str("  a worker ended");
+    } else if step.cut {
         line.push_str("  memory ran low");
     } else if step.failed > 0 {
         let _ = write!(line, "  {} failed", step.failed);
@@ -56,6 +58,7 @@ pub(crate) fn table(curve: &Curve, counts_requests: bool) -> String {
         Bound::Memory => "no more fit in memory",
         Bound::Load => "more do not help under this load",
         Bound::Workers => "no more may run (--max-workers, or the limit of tasks)",
+        Bound::Ended => "where there were more, a worker ended by itself",
     };
     let knee = &curve.knee;
     let _ = writeln!(

@@ -4,12 +4,13 @@ use std::fmt;
 use std::time::{Duration, Instant};
 
 use super::curve::{End, Limits, Next, Step, next};
+use super::external::External;
 use super::launcher::Launcher;
-use super::load::{Clients, External, Target, printed_rate};
+use super::load::{Clients, Target, printed_rate};
 use super::room::left;
-use super::watch::{Measured, SOON, WARM_UP, Watch};
+use super::watch::{Cut, Measured, SOON, WARM_UP, Watch};
 use crate::control::Status;
-use crate::probe::{Gauge, Host, Reading};
+use crate::probe::{Gauge, Host, Reading, oom_levels};
 
 /// Under load before anything is measured, while memory still rises: [`WARM_UP`] at least.
 const LONGEST_WARM_UP: Duration = Duration::from_secs(12);
@@ -40,7 +41,7 @@ pub(crate) struct Trial<'a> {
     pub(crate) launcher: &'a mut Launcher,
     pub(crate) host: &'a Host,
     pub(crate) gauge: &'a Gauge,
-    pub(crate) load: Load,
+    pub(crate) load: &'a Load,
     pub(crate) limits: Limits,
 }
 
@@ -50,6 +51,8 @@ pub(crate) struct Outcome {
     pub(crate) end: End,
     /// Whether the rates are requests, and not CPUs.
     pub(crate) counts_requests: bool,
+    /// Which worker ended by itself, how, and what was said last.
+    pub(crate) lost: Option<String>,
 }
 
 impl Trial<'_> {
@@ -63,22 +66,26 @@ impl Trial<'_> {
         let mut steps = Vec::new();
         let mut clients = None;
         let mut counts_requests = None;
+        let mut lost = None;
         loop {
             let workers = match next(&steps, self.limits) {
                 Next::End(end) => {
                     let counts_requests = counts_requests.unwrap_or(true);
-                    return Ok(Outcome { steps, end, counts_requests });
+                    return Ok(Outcome { steps, end, counts_requests, lost });
                 }
                 Next::Try(workers) => workers,
             };
             let mut watch = Watch::new();
             if !self.grow(workers, &mut watch).await? {
-                let step = watch.step(workers, Measured::default(), true);
+                let loaded = clients.is_some();
+                lost = self.lost(&watch, loaded, steps.is_empty()).await?;
+                let step = watch.step(workers, Measured::default());
                 told(&step, counts_requests.unwrap_or(true));
                 steps.push(step);
                 continue;
             }
-            let measured = match &self.load {
+            let mut loaded = true;
+            let measured = match self.load {
                 Load::BuiltIn { target, path, clients: many, time } => {
                     if clients.is_none() && !target.answers().await {
                         return Err(nobody(target, self.launcher));
@@ -89,25 +96,29 @@ impl Trial<'_> {
                     self.under_clients(clients, time, &mut watch).await?
                 }
                 Load::Command { command, target, path } => {
-                    let (command, target, path) = (command.clone(), target.clone(), path.clone());
                     // Workers that are still loading would seem to grow under the load.
                     self.settle(&mut watch).await?;
-                    let load = External::start(&command, target.as_ref(), &path, workers);
-                    let load =
-                        load.map_err(|error| format!("cannot run sh for --load: {error}"))?;
-                    self.under_command(load, &mut watch).await?
+                    loaded = watch.cut.is_none();
+                    if loaded {
+                        let load = External::start(command, target.as_ref(), path, workers);
+                        let load =
+                            load.map_err(|error| format!("cannot run sh for --load: {error}"))?;
+                        self.under_command(load, &mut watch).await?
+                    } else {
+                        Measured::default()
+                    }
                 }
             };
             let counts = *counts_requests.get_or_insert(measured.counts_requests);
-            if counts && !measured.counts_requests && !watch.cut {
+            if counts && !measured.counts_requests && watch.cut.is_none() {
                 return Err(
                     "the load printed its requests a second at first and does not any more"
                         .to_owned(),
                 );
             }
-            let cut = watch.cut;
-            let step = watch.step(workers, measured, cut);
-            if step.rate <= 0.0 && !cut {
+            lost = self.lost(&watch, loaded, steps.is_empty()).await?;
+            let step = watch.step(workers, measured);
+            if step.rate <= 0.0 && !step.cut {
                 return Err(self.silent(&measured));
             }
             told(&step, counts);
@@ -115,10 +126,27 @@ impl Trial<'_> {
         }
     }
 
+    /// Who ended by itself in this step, if anybody did; an error where there is `nothing` from before it.
+    async fn lost(
+        &self,
+        watch: &Watch,
+        loaded: bool,
+        nothing: bool,
+    ) -> Result<Option<String>, String> {
+        let Some(Cut::Ended(who)) = &watch.cut else { return Ok(None) };
+        // What it said may still be on its way.
+        tokio::time::sleep(SOON).await;
+        let under = if loaded { "under load" } else { "before the load" };
+        let last = self.launcher.last_words();
+        let said = if last.is_empty() { last } else { format!("; the workers said last:\n{last}") };
+        let told = format!("{who} {under}{said}");
+        if nothing { Err(told) } else { Ok(Some(told)) }
+    }
+
     fn silent(&self, measured: &Measured) -> String {
         let last = self.launcher.last_words();
         let failed = measured.failed;
-        let what = match &self.load {
+        let what = match self.load {
             Load::BuiltIn { target, path, .. } => {
                 format!(
                     "no request to {target}{path} was answered well ({failed} failed); give a --path that answers, or a --load"
@@ -132,13 +160,13 @@ impl Trial<'_> {
         if last.is_empty() { what } else { format!("{what}; the workers said last:\n{last}") }
     }
 
-    /// Brings the fleet to so many workers; false where memory does not allow it.
+    /// Brings the fleet to so many workers; false where the step is broken off.
     async fn grow(&mut self, workers: u32, watch: &mut Watch) -> Result<bool, String> {
         self.launcher.scale(workers).await?;
         let begin = Instant::now();
         loop {
             let status = self.look(watch).await?;
-            if watch.cut {
+            if watch.cut.is_some() {
                 return Ok(false);
             }
             let serving = status.workers.iter().filter(|worker| worker.ready).count();
@@ -162,8 +190,9 @@ impl Trial<'_> {
     /// One look at everything. Where memory runs low, all but one worker go at once.
     async fn look(&mut self, watch: &mut Watch) -> Result<Status, String> {
         let status = self.launcher.status().await?;
-        watch.see(&status, left(&self.gauge.read(self.host)));
-        if watch.cut {
+        let kills = oom_levels(self.host).first().map_or(0, |own| own.kills);
+        watch.see(&status, left(&self.gauge.read(self.host)), kills);
+        if watch.cut.is_some() {
             self.launcher.scale(1).await?;
         }
         Ok(status)
@@ -175,7 +204,7 @@ impl Trial<'_> {
         while begin.elapsed() < WARM_UP || (begin.elapsed() < LONGEST_WARM_UP && !watch.is_steady())
         {
             self.look(watch).await?;
-            if watch.cut {
+            if watch.cut.is_some() {
                 break;
             }
             tokio::time::sleep(watch.pause()).await;
@@ -190,7 +219,7 @@ impl Trial<'_> {
         watch: &mut Watch,
     ) -> Result<Measured, String> {
         self.settle(watch).await?;
-        if watch.cut {
+        if watch.cut.is_some() {
             return Ok(Measured::default());
         }
         let before = (clients.answered(), clients.failed());
@@ -201,7 +230,7 @@ impl Trial<'_> {
         let few = || clients.answered() - before.0 < FEW && begin.elapsed() < LONGEST_WARM_UP;
         while begin.elapsed() < time || few() {
             self.look(watch).await?;
-            if watch.cut {
+            if watch.cut.is_some() {
                 break;
             }
             tokio::time::sleep(watch.pause().min(time / 2)).await;
@@ -228,7 +257,7 @@ impl Trial<'_> {
         watch.begin(&status);
         let ended = loop {
             self.look(watch).await?;
-            if watch.cut {
+            if watch.cut.is_some() {
                 return Ok(Measured::default());
             }
             if let Some(ended) = load.ended().map_err(|error| error.to_string())? {
@@ -245,6 +274,11 @@ impl Trial<'_> {
         let took = begin.elapsed().as_secs_f64();
         let text = load.text().await;
         if !ended.success() {
+            // It may be that it found nobody there.
+            self.look(watch).await?;
+            if watch.cut.is_some() {
+                return Ok(Measured::default());
+            }
             return Err(format!("the load ended with {ended}:\n{}", text.trim_end()));
         }
         let cpus = watch.cpus(took);

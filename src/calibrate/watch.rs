@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use super::curve::Step;
 use super::room::Left;
-use crate::control::Status;
+use crate::control::{LastExit, Status};
 
 /// Between two looks: each costs some milliseconds of the CPU that the workers would have, so they are frequent
 /// only where memory may run low before the next one.
@@ -27,6 +27,15 @@ pub(super) struct Measured {
     pub(super) counts_requests: bool,
 }
 
+/// Why a step is broken off.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Cut {
+    /// It runs low, or the kernel has killed for it.
+    Memory,
+    /// A worker has ended by itself: which, and how.
+    Ended(String),
+}
+
 /// What was seen of one step.
 #[derive(Debug)]
 pub(super) struct Watch {
@@ -42,9 +51,9 @@ pub(super) struct Watch {
     /// CPU seconds of each at the beginning of what is measured, and now.
     cpu: [BTreeMap<i32, f64>; 2],
     measured_from: Duration,
-    restarts: Option<u32>,
-    /// Memory runs low, or a worker has ended: the step is broken off.
-    pub(super) cut: bool,
+    /// Of each slot, and what the kernel had killed for memory, at the first look.
+    before: Option<(BTreeMap<u32, u32>, u64)>,
+    pub(super) cut: Option<Cut>,
 }
 
 impl Watch {
@@ -58,12 +67,13 @@ impl Watch {
             room: u64::MAX,
             cpu: [BTreeMap::new(), BTreeMap::new()],
             measured_from: Duration::ZERO,
-            restarts: None,
-            cut: false,
+            before: None,
+            cut: None,
         }
     }
 
-    pub(super) fn see(&mut self, status: &Status, left: Option<Left>) {
+    /// `kills`: processes of our group that the kernel has killed for memory so far.
+    pub(super) fn see(&mut self, status: &Status, left: Option<Left>, kills: u64) {
         let at = self.begin.elapsed();
         let mut total = 0;
         for worker in &status.workers {
@@ -84,11 +94,20 @@ impl Watch {
             None => self.used = self.used.max(total),
         }
         self.room = self.room.min(left.map_or(u64::MAX, |left| left.room));
-        let restarts: u32 = status.workers.iter().map(|worker| worker.restarts).sum();
-        let restarts = restarts + status.vacant.iter().map(|slot| slot.restarts).sum::<u32>();
-        let lost = restarts > *self.restarts.get_or_insert(restarts);
-        // Who ends now ends for memory, or cannot serve so many.
-        self.cut |= lost || left.is_some_and(|left| left.tight);
+        let (slots, killed) = self.before.get_or_insert_with(|| {
+            (ends(status).map(|(slot, restarts, _)| (slot, restarts)).collect(), kills)
+        });
+        let lost = ends(status)
+            .find(|(slot, restarts, _)| *restarts > slots.get(slot).copied().unwrap_or(0));
+        let cut = if left.is_some_and(|left| left.tight) || kills > *killed {
+            Some(Cut::Memory)
+        } else {
+            lost.map(|(slot, _, end)| {
+                let how = end.map_or_else(String::new, |end| format!(" with {}", end.text));
+                Cut::Ended(format!("worker {slot} ended{how}"))
+            })
+        };
+        self.cut = self.cut.take().or(cut);
     }
 
     pub(super) fn begin(&mut self, status: &Status) {
@@ -147,7 +166,7 @@ impl Watch {
         peaks.get(at).copied().unwrap_or(0)
     }
 
-    pub(super) fn step(&self, workers: u32, measured: Measured, cut: bool) -> Step {
+    pub(super) fn step(&self, workers: u32, measured: Measured) -> Step {
         Step {
             workers,
             rate: measured.rate,
@@ -158,9 +177,16 @@ impl Watch {
             cpus: measured.cpus,
             throttled: measured.throttled,
             growth: self.growth(),
-            cut,
+            cut: self.cut.is_some(),
+            ended: matches!(self.cut, Some(Cut::Ended(_))),
         }
     }
+}
+
+/// Of each slot: how often a worker of it has ended unasked, and how the last one did.
+fn ends(status: &Status) -> impl Iterator<Item = (u32, u32, Option<&LastExit>)> {
+    let live = status.workers.iter().map(|one| (one.id, one.restarts, one.last_exit.as_ref()));
+    live.chain(status.vacant.iter().map(|one| (one.id, one.restarts, one.last_exit.as_ref())))
 }
 
 fn cpu(status: &Status) -> BTreeMap<i32, f64> {
@@ -174,6 +200,8 @@ fn ratio(a: u64, b: u64) -> f64 {
 
 #[cfg(test)]
 mod tests {
+    use serde_json::json;
+
     use super::*;
 
     fn watch(seen: &[&[u64]]) -> Watch {
@@ -207,6 +235,33 @@ mod tests {
         workers.push(&[5, 1000]);
         assert_eq!(watch(&workers).peak(), 10);
         assert_eq!(watch(&[cheap, &[7, 20]]).peak(), 20);
+    }
+
+    fn status(restarts: u32) -> Status {
+        let end = json!({"status": 137, "text": "SIGKILL", "asked": false, "seconds_ago": 0.1});
+        let slot = json!({"id": 2, "state": "backoff", "retry_in_seconds": 1, "restarts": restarts, "last_exit": end});
+        serde_json::from_value(json!({
+            "schema": 1, "version": "", "name": null, "pid": 1, "command": [], "uptime_seconds": 1, "ready": false,
+            "stopping": false, "target": 1, "planned": 1, "pinned": true, "bound_by": "", "upgrades": 0,
+            "upgrade_error": null, "rollout": null, "measured": null, "workers": [], "vacant": [slot],
+        }))
+        .unwrap()
+    }
+
+    #[test]
+    fn who_is_killed_for_memory_is_told_from_who_ends() {
+        let cut = |restarts, kills| {
+            let mut watch = Watch::new();
+            watch.see(&status(1), None, 4);
+            assert_eq!(watch.cut, None, "that was before");
+            watch.see(&status(restarts), None, kills);
+            watch.step(2, Measured::default())
+        };
+        assert!(!cut(1, 4).cut);
+        let ended = cut(2, 4);
+        assert!(ended.cut && ended.ended);
+        let killed = cut(2, 5);
+        assert!(killed.cut && !killed.ended);
     }
 
     #[test]

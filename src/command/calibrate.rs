@@ -1,20 +1,20 @@
 //! `throng-rs calibrate`: finds by trial what the workers cost and how many are enough, and keeps that.
 
 use std::ffi::OsString;
+use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context, anyhow};
 use clap::ArgMatches;
 use nix::sys::prctl::set_pdeathsig;
-use nix::sys::signal::Signal;
 use nix::unistd::getppid;
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use super::size::{inherited, look_for, runtime, size, spoken};
 use super::{print, way};
 use crate::calibrate::{
-    self, Curve, Launcher, Limits, Load, Outcome, Profile, Target, Trial, VARIABLE, left,
+    self, Curve, Inside, Launcher, Limits, Load, Outcome, Profile, Target, Trial, VARIABLE, left,
 };
 use crate::cli::{self, KEYS};
 use crate::exit::{Failure, SUCCESS, usage};
@@ -219,49 +219,65 @@ struct Job<'a> {
 impl Job<'_> {
     /// Ends with everything that it started, also where it is interrupted.
     async fn perform(self) -> Result<u8, Failure> {
-        let listen = |kind| signal(kind).context("cannot listen to signals");
-        let mut interrupt = listen(SignalKind::interrupt())?;
-        let mut terminate = listen(SignalKind::terminate())?;
-        let mut hangup = listen(SignalKind::hangup())?;
-        tokio::select! {
-            done = self.calibrate() => done,
-            _ = interrupt.recv() => Err(interrupted()),
-            _ = terminate.recv() => Err(interrupted()),
-            _ = hangup.recv() => Err(interrupted()),
+        if let Some(file) = &self.file {
+            // Better now than after minutes of load.
+            calibrate::try_out(&[file, &beside(file)]).map_err(|error| anyhow!(error))?;
         }
-    }
-
-    async fn calibrate(self) -> Result<u8, Failure> {
+        let mut interrupts = Interrupts::new()?;
         let own = std::env::current_exe().context("cannot find our own program file")?;
         let gauge = Gauge::find(self.host);
-        let before = left(&gauge.read(self.host));
-        let load = self.load.to_string();
-        let mut launcher =
-            Launcher::start(&own, &self.args).context("cannot run our own program")?;
-        print(&format!("calibrating {}: {load}\n", printable(&spoken(&self.settings.command))))?;
-        let mut trial = Trial {
-            launcher: &mut launcher,
-            host: self.host,
-            gauge: &gauge,
-            load: self.load,
-            limits: self.limits,
+        let before =
+            left(&gauge.read(self.host)).filter(|left| !left.machine).map(|left| left.used);
+        let mut launcher = Launcher::start(&own, &self.args)
+            .context("cannot start the launcher of the workers")?;
+        let outcome = tokio::select! {
+            outcome = self.calibrate(&gauge, &mut launcher) => Some(outcome),
+            () = interrupts.next() => None,
         };
+        if outcome.is_none() {
+            // Where standard error is gone, it is done all the same.
+            let _ = writeln!(
+                io::stderr(),
+                "throng-rs: interrupted: the workers are being stopped; once more kills them"
+            );
+        }
+        let outcome = tokio::select! {
+            () = launcher.stop() => outcome,
+            () = interrupts.next() => None,
+        };
+        let outcome = outcome.ok_or_else(|| {
+            anyhow!("interrupted: everything is stopped, and no profile is written")
+        })?;
+        self.conclude(outcome?, before)
+    }
+
+    async fn calibrate(&self, gauge: &Gauge, launcher: &mut Launcher) -> Result<Outcome, Failure> {
+        let command = spoken(&self.settings.command);
+        print(&format!("calibrating {}: {}\n", printable(&command), self.load))?;
+        let (host, limits) = (self.host, self.limits);
+        let mut trial = Trial { launcher, host, gauge, load: &self.load, limits };
         let mut first = true;
         let mut told = |step: &_, counts_requests| {
             let head = std::mem::take(&mut first).then(|| calibrate::head(counts_requests) + "\n");
             // Who has gone does not read the rest either.
             let _ = print(&format!("{}{}\n", head.unwrap_or_default(), calibrate::line(step)));
         };
-        let outcome = trial.run(&mut told).await;
-        launcher.stop().await;
-        let Outcome { steps, end, counts_requests } = outcome.map_err(|error| anyhow!(error))?;
-        let before = before.filter(|left| !left.machine).map(|left| left.used);
+        trial.run(&mut told).await.map_err(|error| Failure::Other(anyhow!(error)))
+    }
+
+    /// `before`: what was in use before the first worker.
+    fn conclude(self, outcome: Outcome, before: Option<u64>) -> Result<u8, Failure> {
+        let Outcome { steps, end, counts_requests, lost } = outcome;
         let curve = Curve::new(steps, end, self.limits.usable, before).ok_or_else(|| {
             anyhow!(
                 "not even one worker could be measured: memory ran low at once; give it more memory"
             )
         })?;
         print(&format!("\n{}", calibrate::table(&curve, counts_requests)))?;
+        if let Some(lost) = lost {
+            let lines: Vec<_> = lost.lines().map(printable).collect();
+            print(&format!("warning: {}\n", lines.join("\n")))?;
+        }
         let Some(file) = self.file else { return Ok(SUCCESS) };
         let words = self.settings.command.iter().map(|word| word.to_string_lossy().into_owned());
         let memory = self.resources.memory.limit.as_ref().map(|limit| limit.value);
@@ -269,7 +285,7 @@ impl Job<'_> {
             words.collect(),
             memory,
             self.limits.usable,
-            load,
+            self.load.to_string(),
             counts_requests,
             &curve,
         );
@@ -277,33 +293,66 @@ impl Job<'_> {
         let title = spoken(&self.settings.command);
         let picture = calibrate::picture(&curve, &title, counts_requests, most);
         let drawing = beside(&file);
-        for (path, text) in [(&drawing, picture), (&file, profile.to_json())] {
-            calibrate::replace(path, &text).with_context(|| {
-                format!("cannot write {}; what was there is as it was", path.display())
-            })?;
-        }
+        calibrate::replace(&[(&drawing, &picture), (&file, &profile.to_json())])
+            .map_err(|error| anyhow!(error))?;
         print(&format!("written: {} and {}\n", file.display(), drawing.display()))?;
         Ok(SUCCESS)
     }
 }
 
-fn interrupted() -> Failure {
-    Failure::Other(anyhow!("interrupted: everything is stopped, and no profile is written"))
+/// Signals that end a calibration.
+struct Interrupts([Signal; 4]);
+
+impl Interrupts {
+    fn new() -> anyhow::Result<Self> {
+        let listen = |kind| signal(kind).context("cannot listen to signals");
+        Ok(Self([
+            listen(SignalKind::interrupt())?,
+            listen(SignalKind::terminate())?,
+            listen(SignalKind::hangup())?,
+            listen(SignalKind::quit())?,
+        ]))
+    }
+
+    async fn next(&mut self) {
+        let [interrupt, terminate, hangup, quit] = &mut self.0;
+        tokio::select! {
+            _ = interrupt.recv() => {}
+            _ = terminate.recv() => {}
+            _ = hangup.recv() => {}
+            _ = quit.recv() => {}
+        }
+    }
 }
 
 /// `throng.profile.svg` for `throng.profile.json`.
 fn beside(file: &Path) -> PathBuf {
-    file.with_extension("svg")
+    let taken = file.extension().is_some_and(|end| end == "svg");
+    file.with_extension(if taken { "picture.svg" } else { "svg" })
 }
 
 /// A launcher that a calibration has started ends with that.
-pub(super) fn follow(host: &Host) -> Result<(), Failure> {
+pub(super) fn follow(matches: &ArgMatches, host: &Host) -> Result<Inside, Failure> {
     let Some(parent) = host.env(VARIABLE).and_then(|pid| pid.to_str()?.parse::<i32>().ok()) else {
-        return Ok(());
+        return Ok(Inside::of(None));
     };
-    set_pdeathsig(Signal::SIGTERM).context("cannot follow the calibration")?;
+    let control = matches.get_one::<String>("control").map(Path::new);
+    let inside = Inside::of(control);
+    set_pdeathsig(nix::sys::signal::Signal::SIGTERM).context("cannot follow the calibration")?;
     if getppid().as_raw() == parent {
-        return Ok(());
+        return Ok(inside);
     }
     Err(Failure::Other(anyhow!("the calibration that has started this is gone")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_picture_never_takes_the_profiles_place() {
+        let beside = |file: &str| beside(Path::new(file));
+        assert_eq!(beside("/a/throng.profile.json"), Path::new("/a/throng.profile.svg"));
+        assert_eq!(beside("mine.svg"), Path::new("mine.picture.svg"));
+    }
 }

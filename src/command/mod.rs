@@ -73,7 +73,7 @@ fn dispatch(args: &[OsString], host: &Host, inherited: Inherited) -> Result<u8, 
             control::run(name, matches)
         }
         _ => {
-            calibrate::follow(host)?;
+            let _inside = calibrate::follow(&matches, host)?;
             let passed = !matches!(inherited.found, Ok(None));
             let defaults = Defaults { share: None, listen: None };
             let mut settings = Settings::read(&matches, host, defaults)?;

@@ -160,6 +160,46 @@ fn a_load_of_the_users_tells_its_rate_or_the_cpus_count() {
     assert_eq!(here.profile()["measure"], "cpu");
 }
 
+/// A server that ends with 7 at its first request where its slot is `dies` or above.
+const DIES: &str = "import os, socket, sys
+held = socket.socket(fileno=3)
+while True:
+    one = held.accept()[0]
+    one.recv(4096)
+    if int(os.environ['THRONG_WORKER_ID']) >= int(sys.argv[1]):
+        print('alas, no more', flush=True)
+        os._exit(7)
+    one.sendall(b'HTTP/1.0 200 OK\\r\\nContent-Length: 0\\r\\n\\r\\n')
+    one.close()
+";
+
+#[test]
+fn a_worker_that_ends_under_load_is_not_blamed_on_memory() {
+    let name = "a_worker_that_ends_under_load_is_not_blamed_on_memory";
+    if crate::beds::command("python3").is_err() {
+        return skip(name, "no python3 here");
+    }
+    let here = Here::new();
+    let args = |dies| ["--share", "fd", "--max-workers", "4", "--", "python3", "-c", DIES, dies];
+    let run = here.done(&args("1"));
+    assert_eq!(run.status, 1, "{}", run.stdout);
+    assert!(run.stderr.contains("worker 1 ended with status 7 under load"), "{}", run.stderr);
+    assert!(run.stderr.contains("alas") && !run.stderr.contains("memory"), "{}", run.stderr);
+    assert!(!here.path("throng.profile.json").exists());
+
+    // What was measured before stays, and says why it is no more.
+    let run = here.done(&args("2"));
+    assert_eq!(run.status, 0, "{}", run.stderr);
+    let found = here.profile();
+    assert_eq!(
+        (&found["knee"]["workers"], &found["knee"]["bound_by"], &found["steps"][1]["ended"]),
+        (&1.into(), &"ended".into(), &true.into()),
+        "{found:#}"
+    );
+    assert!(run.stdout.contains("warning: worker 2 ended with status 7"), "{}", run.stdout);
+    assert!(run.stdout.contains("alas") && !run.stdout.contains("memory ran low"));
+}
+
 #[test]
 fn what_cannot_be_calibrated_says_why_and_leaves_all_as_it_was() {
     let here = Here::new();
@@ -203,9 +243,14 @@ fn what_cannot_be_calibrated_says_why_and_leaves_all_as_it_was() {
     let run = done(&mut here.command(&["calibrate", "--", "sleep", "9"]));
     assert_eq!(run.status, 2);
     assert!(run.stderr.contains("--listen") && run.stderr.contains("--load"), "{}", run.stderr);
-    // A disk that is full, as far as a file goes.
-    let full = ["--share", "fd", "--max-workers", "1", "--profile", "/proc/throng.profile.json"];
-    refused(&[&full[..], SERVER].concat(), 1, &["cannot write /proc/throng.profile.svg"]);
+    // Told at once, and not after all the work.
+    for file in ["/proc/throng.profile.json", "/nowhere/at/all", "/"] {
+        let begun = here.path("throng.begun");
+        let load = format!("touch {}; exit 3", begun.display());
+        let to = ["--share", "fd", "--load", &load, "--profile", file];
+        refused(&[&to[..], SERVER].concat(), 1, &["cannot write /"]);
+        assert!(!begun.exists());
+    }
 }
 
 #[test]
@@ -236,6 +281,38 @@ fn a_profile_that_is_none_is_refused_in_one_line() {
     assert!(run.stderr.contains("cannot read the profile nowhere"), "{}", run.stderr);
 }
 
+#[test]
+fn nothing_that_a_load_has_started_outlives_it() {
+    for left in
+        ["sleep 777 &", "setsid sleep 777 &", "setsid sh -c 'sleep 777; :' & trap 'kill 0' EXIT;"]
+    {
+        let here = Here::new();
+        let load = format!("{left} sleep 0.2; echo Requests/sec: 5");
+        let load = ["--share", "fd", "--max-workers", "1", "--load", &load];
+        let run = here.done(&[&load[..], SERVER].concat());
+        assert!(run.status == 0 || left.contains("kill 0"), "{left}: {}", run.stderr);
+    }
+}
+
+#[test]
+fn a_load_ends_with_its_calibration_however_that_ends() {
+    for signal in [Signal::SIGKILL, Signal::SIGTERM, Signal::SIGINT] {
+        let here = Here::new();
+        let begun = here.path("throng.begun");
+        let mut load = format!("sleep 777 & echo > {}; sleep 778; :", begun.display());
+        // Nobody learns of those when we are killed.
+        if signal != Signal::SIGKILL {
+            load.insert_str(0, "setsid sleep 779 & ");
+        }
+        let words = ["--share", "fd", "--load", &load];
+        let mut run = Run::start(&mut here.calibrate(&[&words[..], SERVER].concat()));
+        crate::support::until("the load runs", || begun.exists());
+        run.signal(signal);
+        run.leave();
+        here.trace.ends();
+    }
+}
+
 /// A calibration that would go on for long, with its workers at work.
 fn under_way(here: &Here) -> Run {
     let long = ["--share", "fd", "--step", "60s"];
@@ -259,11 +336,57 @@ fn an_interrupt_stops_everything() {
 
 #[test]
 fn who_kills_it_kills_everything() {
+    for (signal, status) in [(Signal::SIGKILL, 137), (Signal::SIGQUIT, 1)] {
+        let here = Here::new();
+        let mut run = under_way(&here);
+        run.signal(signal);
+        assert_eq!(run.leave(), status);
+        here.nothing_is_left();
+    }
+}
+
+/// Workers that do so at TERM, under a load that goes on for long.
+fn stubborn(here: &Here, at_term: &str) -> Run {
+    let begun = here.path("throng.begun");
+    let load = format!("touch {}; sleep 777", begun.display());
+    let worker = format!("trap '{at_term}' TERM; while :; do sleep 0.1; done");
+    let args = ["calibrate", "--grace", "50s", "--load", &load, "--", "sh", "-c", &worker];
+    let run = Run::start(&mut here.command(&args));
+    crate::support::until("the load runs", || begun.exists());
+    run
+}
+
+#[test]
+fn an_interrupt_leaves_the_workers_their_grace_and_the_second_one_does_not() {
     let here = Here::new();
-    let mut run = under_way(&here);
-    run.signal(Signal::SIGKILL);
-    assert_eq!(run.leave(), 137);
-    here.trace.ends();
+    let mut run = stubborn(&here, "sleep 1; touch throng.graceful; exit 0");
+    run.signal(Signal::SIGINT);
+    assert_eq!(run.end(), 1);
+    assert!(here.path("throng.graceful").exists());
+    here.nothing_is_left();
+
+    let here = Here::new();
+    let mut run = stubborn(&here, ":");
+    run.signal(Signal::SIGINT);
+    run.wait_log("once more kills");
+    let begin = std::time::Instant::now();
+    run.signal(Signal::SIGINT);
+    assert_eq!(run.end(), 1);
+    assert!(begin.elapsed().as_secs() < 40);
+    here.nothing_is_left();
+}
+
+#[test]
+fn a_folder_for_temporary_files_that_holds_no_socket_is_not_needed() {
+    let here = Here::new();
+    let long = here.path(&format!("throng.{}", "x".repeat(100)));
+    fs::create_dir(&long).unwrap();
+    for folder in [here.path("nowhere"), long] {
+        let few = ["--share", "fd", "--max-workers", "1", "--load", "echo Requests/sec: 5"];
+        let run = done(here.calibrate(&[&few[..], SERVER].concat()).env("TMPDIR", folder));
+        assert_eq!(run.status, 0, "{}", run.stderr);
+        here.nothing_is_left();
+    }
 }
 
 #[test]
