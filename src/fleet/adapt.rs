@@ -29,8 +29,10 @@ const SLOWLY: Duration = Duration::from_secs(10);
 const AIM: f64 = 0.95;
 /// A step has helped where this part of it came to be used.
 const HELPS: f64 = 0.2;
-/// CPUs below which a difference is that of the clock that counts them.
-const MEASURABLE: f64 = 0.05;
+/// CPUs that each who was added uses at least, where he does any work: an idle runtime ticks, too.
+const WORKS: f64 = 0.002;
+/// Who uses less than this mostly waits, and the next may well wait for the same.
+const LITTLE: f64 = 0.05;
 /// What did not help is not tried again for so long; twice as long each time.
 const NO_HELP: Duration = Duration::from_mins(1);
 /// Fewer would have done for so long: then one goes.
@@ -239,15 +241,14 @@ impl Fleet {
         actions: &mut Vec<Action>,
     ) -> bool {
         let Some(step) = self.learnt.step else { return false };
-        let grown = f64::from(step.to.saturating_sub(step.from)) / f64::from(step.from.max(1));
-        let used = load.used >= step.before.used * (1.0 + HELPS * grown);
-        // Who only waits uses less than can be measured; then it counts that each has taken one from the queue.
+        let added = step.to.saturating_sub(step.from);
+        let grown = f64::from(added) / f64::from(step.from.max(1));
+        // Of nothing, any share is nothing: workers that hang do not help one another.
+        let least = (step.before.used * HELPS * grown).max(WORKS * f64::from(added));
+        let used = load.used >= step.before.used + least;
+        // Where all wait for somebody else, it counts that each has taken one from the queue.
         let half = step.before.waiting.div_ceil(2);
-        let enough = if step.before.used < MEASURABLE {
-            step.to.saturating_sub(step.from).div_ceil(2).min(half)
-        } else {
-            half
-        };
+        let enough = if step.before.used < LITTLE { added.div_ceil(2).min(half) } else { half };
         let shorter =
             step.before.waiting > 0 && load.waiting.saturating_add(enough) <= step.before.waiting;
         let full = looks.last().is_some_and(Look::is_full);

@@ -96,6 +96,20 @@ fn under_load_it_comes_near_the_best_number_within_half_a_minute() {
     assert!(mean <= 0.1, "{mean}");
 }
 
+#[test]
+fn who_hangs_is_given_company_once_and_then_seldom() {
+    let hung = Server { hangs: true, ..ONLY_WAITING };
+    let mut sim = Sim::new(hung, limits(2.0, 1024), bounds(1, 2), adapting(Adapt::On), |_| 900.0);
+    sim.run(Duration::from_mins(1));
+    let ups = |sim: &Sim| sim.changes.iter().filter(|(_, note)| up(note)).count();
+    assert_eq!((ups(&sim), sim.workers()), (1, 1), "{:?}", sim.changes);
+    let Some((_, Note::Adapted { from: 3, to: 1, why: Why::NoHelp })) = sim.changes.last() else {
+        panic!("{:?}", sim.changes);
+    };
+    sim.run(Duration::from_hours(1));
+    assert!(ups(&sim) <= 7 && sim.workers() <= 3, "{:?}", sim.changes);
+}
+
 type Load = fn(f64) -> f64;
 
 /// Steps, a day in an hour, bursts: each as the number of clients at a second.
@@ -249,6 +263,7 @@ fn servers() -> impl Strategy<Value = Server> {
             request: if event_loop { 0.0 } else { f64::from(request) },
             leak: 0.0,
             start: f64::from(start) / 100.0,
+            hangs: false,
         },
     )
 }
