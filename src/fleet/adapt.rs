@@ -9,13 +9,13 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use super::Fleet;
-use super::backoff::doubled;
 use super::bounds::{Adapt, Bounds};
 use super::lives::Lives;
 use super::looks::{FULL, Load, Look, Looks, percent};
 use super::measured::Sample;
 use super::memory::{Cap, Room};
 use super::messages::{Action, Kind, Restart};
+use super::trial::Trial;
 use super::why::Why;
 use super::worker::{Phase, Time, WorkerKey};
 
@@ -33,8 +33,6 @@ const HELPS: f64 = 0.2;
 const WORKS: f64 = 0.002;
 /// Who uses less than this mostly waits, and the next may well wait for the same.
 const LITTLE: f64 = 0.05;
-/// What did not help is not tried again for so long; twice as long each time.
-const NO_HELP: Duration = Duration::from_mins(1);
 /// Fewer would have done for so long: then one goes.
 const IDLE: Duration = Duration::from_mins(3);
 /// And the next.
@@ -69,11 +67,13 @@ pub(super) struct Learnt {
     pub(super) looks: Looks,
     pub(super) last: Option<Change>,
     pub(super) step: Option<Step>,
+    #[serde(default)]
+    pub(super) trial: Option<Trial>,
     /// CPUs that a worker uses that has all that it can do.
     capacity: Option<f64>,
     /// Steps in a row that did not help, and when the next may come.
-    futile: u32,
-    grow_after: Time,
+    pub(super) futile: u32,
+    pub(super) grow_after: Time,
     idle_since: Option<Time>,
     /// For how long it has to be idle, doubled where that was too hasty.
     idle_for: Duration,
@@ -102,6 +102,7 @@ impl Learnt {
             looks: Looks::default(),
             last: None,
             step: None,
+            trial: None,
             capacity: None,
             futile: 0,
             grow_after: Time::ZERO,
@@ -127,8 +128,12 @@ impl Learnt {
     pub(super) fn changed(&mut self, at: Time, from: u32, to: u32, why: Option<Why>) {
         self.last = Some(Change { at, from, to, why });
         self.idle_since = None;
-        if why.is_none() {
-            self.step = None;
+        match why {
+            None => (self.step, self.trial) = (None, None),
+            // They had been there before.
+            Some(Why::Relief { .. }) => {}
+            Some(_) if to > from => self.try_more(from),
+            Some(_) => self.try_no_more_than(to),
         }
     }
 }
@@ -146,6 +151,7 @@ impl Fleet {
         if self.policy.restart != Restart::Always {
             return;
         }
+        self.end_trial(now);
         let room = self.room(sample);
         if self.policy.guard && self.guard(now, sample, room.as_ref(), actions) {
             return;
@@ -260,9 +266,7 @@ impl Fleet {
         }
         if looks.len() >= 3 {
             self.learnt.step = None;
-            self.learnt.futile = self.learnt.futile.saturating_add(1);
-            let hold = doubled(NO_HELP, self.learnt.futile, LONGEST);
-            self.learnt.grow_after = now.saturating_add(hold);
+            self.learnt.hold_off(now);
             self.want(now, step.from.max(self.learnt.bounds.workers), Some(Why::NoHelp), actions);
         }
         true
@@ -311,7 +315,7 @@ impl Fleet {
         let warm =
             |key: &WorkerKey| self.learnt.lives.of(*key).is_some_and(|life| life.worked >= WARM);
         let lately = self.learnt.last.is_some_and(|change| now < change.at + SLOWLY);
-        if lately || !self.workers.keys().all(warm) {
+        if lately || now < self.learnt.grow_after || !self.workers.keys().all(warm) {
             return;
         }
         let most = self.learnt.bounds.by_cpu.min(self.highest());

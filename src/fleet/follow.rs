@@ -40,6 +40,7 @@ impl Fleet {
     pub(super) fn pin(&mut self, now: Time, workers: u32, actions: &mut Vec<Action>) {
         self.wish.pinned = true;
         self.wish.grow_at = None;
+        self.learnt.trial = None;
         (self.learnt.cap, self.learnt.killed_above) = (None, None);
         self.want(now, workers, None, actions);
     }
@@ -48,6 +49,7 @@ impl Fleet {
     pub(super) fn free(&mut self, now: Time, actions: &mut Vec<Action>) {
         self.wish.pinned = false;
         self.wish.grow_at = None;
+        self.learnt.begin_anew();
         self.want(now, self.wish.planned, None, actions);
     }
 
@@ -63,6 +65,9 @@ impl Fleet {
         self.wish.planned = workers;
         if at_once || bounds.more_memory_than(&before) {
             self.learnt.forget_kills();
+        }
+        if at_once {
+            self.learnt.begin_anew();
         }
         if self.wish.pinned {
             return;

@@ -191,7 +191,9 @@ impl Fleet {
             return;
         }
         self.learnt.killed_at = Some(now);
-        let most = self.target.saturating_sub(1).max(self.policy.least);
+        // Who is wanted no more has been given up already.
+        let one_less = self.target.saturating_sub(u32::from(slot <= self.target));
+        let most = one_less.max(self.policy.least);
         self.learnt.step = None;
         self.learnt.killed_above = Some(most);
         self.apply(now, Some(Why::Killed { slot }), actions);

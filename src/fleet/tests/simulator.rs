@@ -83,6 +83,8 @@ pub(super) struct Sim {
     /// How many clients there are at a moment.
     clients: Box<dyn Fn(f64) -> f64>,
     processes: BTreeMap<WorkerKey, Process>,
+    /// More than these at once do not come to serve: there are no more ports, locks, descriptors.
+    pub(super) places: usize,
     random: fastrand::Rng,
     next_look: Time,
     looked: Time,
@@ -127,6 +129,7 @@ impl Sim {
             limits,
             clients: Box::new(clients),
             processes: BTreeMap::new(),
+            places: usize::MAX,
             random: fastrand::Rng::with_seed(seed),
             next_look: 5 * SECOND,
             looked: Time::ZERO,
@@ -161,10 +164,11 @@ impl Sim {
         let now = self.bench.now;
         match action {
             Action::Spawn(to) => {
+                let fails = self.processes.len() >= self.places;
                 let process = Process {
                     starting: self.server.start,
                     since: now,
-                    leaves: None,
+                    leaves: fails.then_some(now + SECOND / 5),
                     memory: self.server.idle / 2.0,
                     warmth: 0.0,
                     peak: 0.0,
