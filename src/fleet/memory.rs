@@ -72,6 +72,11 @@ impl Room {
         count.saturating_add(u32::try_from(more).unwrap_or(u32::MAX))
     }
 
+    /// In the middle between what is to stay free and nothing, so that it is no see-saw.
+    pub(super) fn tolerated(&self, line: u64) -> u64 {
+        line.saturating_add(self.limit.saturating_sub(line) / 3 * 2)
+    }
+
     pub(super) fn left(&self) -> u64 {
         self.ceiling.saturating_sub(self.used)
     }
@@ -81,7 +86,10 @@ impl Fleet {
     /// None where no limit is known.
     pub(super) fn room(&self, sample: &Sample) -> Option<Room> {
         let memory = sample.memory.filter(|memory| memory.limit > 0)?;
-        let (used, limit) = (memory.used, memory.limit);
+        Some(self.room_of(memory.used, memory.limit))
+    }
+
+    pub(super) fn room_of(&self, used: u64, limit: u64) -> Room {
         let free = (limit / 10).clamp(FREE.0, FREE.1);
         let free = self.learnt.bounds.headroom.unwrap_or(free);
         let lives = &self.learnt.lives;
@@ -99,7 +107,7 @@ impl Fleet {
             each.push((worker.slot, life.peak.max(unknown)));
         }
         each.sort_unstable();
-        Some(Room {
+        Room {
             used,
             limit,
             ceiling: limit.saturating_sub(free),
@@ -108,7 +116,7 @@ impl Fleet {
             each,
             more: cost.map(|cost| cost.saturating_add(cost / MARGIN)),
             growth,
-        })
+        }
     }
 
     /// Somebody is on his way out, and what he has will be free in a moment.
@@ -160,9 +168,7 @@ impl Fleet {
         let leaks =
             |key: &WorkerKey| self.learnt.lives.of(*key).is_some_and(super::lives::Life::leaks);
         let any_leaks = self.workers.keys().any(leaks);
-        // Measured with the middle between what is to stay free and nothing, so that it is no see-saw.
-        let tolerated = line.saturating_add(limit.saturating_sub(line) / 3 * 2);
-        let too_many = room.fits(tolerated) < self.target && self.all_settled();
+        let too_many = room.fits(room.tolerated(line)) < self.target && self.all_settled();
         (too_many && !any_leaks && self.follows()).then_some(Why::Cost { cost, limit })
     }
 

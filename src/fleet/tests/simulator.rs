@@ -109,6 +109,7 @@ pub(super) fn bounds(workers: u32, by_cpu: u32) -> Bounds {
         told: false,
         share: Some(128 * MIB),
         budget: Some(0),
+        limit: None,
         headroom: None,
     }
 }
