@@ -22,7 +22,7 @@ use nix::time::{ClockId, clock_gettime};
 
 use super::timer::Timer;
 use crate::fleet::{Cpu, Measured, Memory, Sample, Time, WorkerKey};
-use crate::probe::{Gauge, Host, Reading};
+use crate::probe::{Gauge, Host, Level, Reading};
 use history::Points;
 use notices::{Notice, Notices};
 use processes::Processes;
@@ -225,28 +225,32 @@ impl Measure {
 
 /// The level with the least room, and what names it. A limit that no file tells counts the workers
 /// themselves.
-fn memory(
-    reading: &Reading,
+fn memory<'a>(
+    reading: &'a Reading,
     before: Option<&Reading>,
     span: Duration,
-    subject: &Subject<'_>,
+    subject: &'a Subject<'_>,
     workers: &[Measured],
 ) -> Option<(Memory, String)> {
-    // The machine's own memory is nobody's share.
-    let tightest = reading.tightest().map(|level| {
-        let divided = subject.divided && !level.is_machine();
-        (level.limit, level.used, level.source.clone(), divided)
-    });
-    let told = subject.told.clone().map(|(limit, source)| {
+    let told = subject.told.as_ref().map(|(limit, source)| {
         let private: u64 = workers.iter().map(|worker| worker.private).sum();
         let shared = workers.iter().map(|worker| worker.shared).max().unwrap_or(0);
-        (limit, private.saturating_add(shared), source, subject.divided)
+        (*limit, private.saturating_add(shared), source)
     });
-    let room = |(limit, used, ..): &(u64, u64, String, bool)| limit.saturating_sub(*used);
-    let (limit, used, source, divided) = tightest.into_iter().chain(told).min_by_key(room)?;
-    let stalled = before.and_then(|before| reading.stalled_since(before, span));
+    let level = reading.tightest();
+    let told = told.filter(|(limit, used, _)| {
+        level.is_none_or(|level| limit.saturating_sub(*used) < level.room())
+    });
+    let of_level = |level: &'a Level| (level.limit, level.used, &level.source);
+    let (limit, used, source) = told.or(level.map(of_level))?;
+    let machine = told.is_none() && level.is_some_and(Level::is_machine);
+    // Who stands still anywhere in the machine tells nothing of a group that has room.
+    let pressed = before.filter(|_| machine || !reading.machine_wide);
+    let stalled = pressed.and_then(|before| reading.stalled_since(before, span));
     let hits = before.map_or(0, |before| reading.hits_since(before));
-    Some((Memory { limit, used, stalled, hits, divided }, source))
+    // The machine's own memory is nobody's share.
+    let divided = subject.divided && !machine;
+    Some((Memory { limit, used, stalled, hits, divided }, source.clone()))
 }
 
 /// That this thread has used.
@@ -321,6 +325,29 @@ mod tests {
         assert_eq!(memory(&first, None, Duration::ZERO, &none, &[]).unwrap().0.stalled, None);
         let (found, _) = memory(&second, Some(&first), span, &none, &[]).unwrap();
         assert_eq!((found.stalled, found.hits), (Some(0.1024), 0));
+    }
+
+    #[test]
+    fn pressure_of_the_whole_machine_is_none_of_a_group() {
+        let look = |total: u64, limit: u64| {
+            let (total, limit) = (format!("some avg10=0.00 total={total}\n"), limit.to_string());
+            let host = Host::from_files([
+                ("/proc/self/cgroup", "4:memory:/\n"),
+                ("/proc/self/mountinfo", "1 0 0:1 / /sys/fs/cgroup rw - cgroup cgroup rw,memory\n"),
+                ("/proc/meminfo", "MemTotal: 8388608 kB\nMemAvailable: 6000000 kB\n"),
+                ("/proc/pressure/memory", &total),
+                ("/sys/fs/cgroup/memory.limit_in_bytes", &limit),
+                ("/sys/fs/cgroup/memory.usage_in_bytes", "209715200"),
+            ]);
+            Gauge::find(&host).read(&host)
+        };
+        let span = Duration::from_secs(1);
+        let stalled = |limit: u64| {
+            let (first, second) = (look(100_000, limit), look(600_000, limit));
+            memory(&second, Some(&first), span, &subject(None, false), &[]).unwrap().0.stalled
+        };
+        assert_eq!(stalled(256 * MIB), None);
+        assert_eq!(stalled(7000 * MIB), Some(0.5), "the machine itself has the least room");
     }
 
     #[test]

@@ -159,7 +159,9 @@ impl Fleet {
         if looks.mostly(over) && used > line {
             return Some(Why::Full { used, limit });
         }
-        if looks.mostly(stalled) || looks.mostly(hit) {
+        // What lies back is over where somebody has gone since; a told number gives way only on the brink.
+        let near = used > if self.follows() { line.min(limit / 10 * 8) } else { line };
+        if near && (looks.mostly(stalled) || looks.mostly(hit)) {
             let stalled = looks.last().map_or(0, |look| percent(look.stalled));
             return Some(Why::Pressure { stalled, used, limit });
         }

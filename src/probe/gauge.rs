@@ -40,6 +40,8 @@ pub(crate) struct Reading {
     pub(crate) levels: Vec<Level>,
     /// How long some task stood still for want of memory.
     pub(crate) stalled: Option<Duration>,
+    /// It is any task of the machine that stood still, and not one of our group.
+    pub(crate) machine_wide: bool,
     /// How often the kernel had to reclaim at a limit: per level, our own first.
     pub(crate) hits: Vec<u64>,
     /// Periods of a quota and those in which it was used up: per level, our own first.
@@ -123,6 +125,7 @@ impl Gauge {
         Reading {
             levels,
             stalled: stall.and_then(|text| stalled(&text)),
+            machine_wide: self.pressure.is_none(),
             hits: self.memory.iter().flat_map(|place| hits(host, place)).collect(),
             periods: self.cpu.iter().flat_map(|place| periods(host, place)).collect(),
         }
