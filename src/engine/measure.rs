@@ -168,11 +168,14 @@ impl Measure {
             self.queues.forget_others();
         }
         self.workers.retain(|key, _| subject.workers.iter().any(|(live, _)| live == key));
+        let shmem = groups.values().map(|group| group.shmem).sum();
+        let own = own_part(shmem, reading.tightest().and_then(|level| level.shmem));
         let mut workers = Vec::with_capacity(subject.workers.len());
         for (key, leader) in &subject.workers {
             let group = groups.get(leader).copied().unwrap_or_default();
             let worker = self.workers.entry(*key).or_insert_with(Worker::new);
-            workers.push(worker.take_in(now, span, *key, group, (subject.active)(*key)));
+            let active = (subject.active)(*key);
+            workers.push(worker.take_in(now, span, *key, group, part(group.shmem, own), active));
         }
         let members = || leaders.iter().flat_map(|leader| self.processes.members(*leader));
         let waiting = self.queues.look(now, &subject.sockets, || members().collect());
@@ -187,6 +190,10 @@ impl Measure {
             throttled: before.map_or(0.0, |before| reading.throttled_since(before)),
         };
         let (memory, source) = memory(&reading, before, span, subject, &workers).unzip();
+        let memory = memory.map(|memory: Memory| {
+            let rest = memory.shmem.saturating_sub(part(shmem, own));
+            Memory { shmem: rest, ..memory }
+        });
         let sample = Sample { span, memory, cpu, waiting, workers };
         self.points.add(
             now,
@@ -250,7 +257,17 @@ fn memory<'a>(
     let hits = before.map_or(0, |before| reading.hits_since(before));
     // The machine's own memory is nobody's share.
     let divided = subject.divided && !machine;
-    Some((Memory { limit, used, stalled, hits, divided }, source.clone()))
+    let of_group = level.filter(|_| told.is_none() && !machine);
+    let shmem = of_group.and_then(|level| level.shmem).unwrap_or(0);
+    Some((Memory { limit, used, stalled, hits, divided, shmem }, source.clone()))
+}
+
+/// How much of the shared memory that workers have mapped is each one's own: all of it, unless they have mapped more
+/// than there is; then some of them have the same.
+fn own_part(mapped: u64, there: Option<u64>) -> f64 {
+    #[expect(clippy::cast_precision_loss, reason = "a ratio of sizes")]
+    let part = |there: u64| (there as f64 / mapped as f64).min(1.0);
+    there.filter(|there| *there < mapped).map_or(1.0, part)
 }
 
 /// That this thread has used.
@@ -325,6 +342,19 @@ mod tests {
         assert_eq!(memory(&first, None, Duration::ZERO, &none, &[]).unwrap().0.stalled, None);
         let (found, _) = memory(&second, Some(&first), span, &none, &[]).unwrap();
         assert_eq!((found.stalled, found.hits), (Some(0.1024), 0));
+    }
+
+    #[test]
+    fn shared_memory_is_ones_own_unless_there_is_less_of_it() {
+        let is = |mapped: u64, there: Option<u64>, want: f64| {
+            assert!((own_part(mapped, there) - want).abs() < 1e-9, "{mapped} {there:?}");
+        };
+        is(400, Some(400), 1.0);
+        is(400, Some(900), 1.0);
+        is(400, Some(100), 0.25);
+        is(400, Some(0), 0.0);
+        is(400, None, 1.0);
+        is(0, Some(0), 1.0);
     }
 
     #[test]

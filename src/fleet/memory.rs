@@ -152,7 +152,7 @@ impl Fleet {
         let (used, limit) = (room.used, room.limit);
         let looks = &self.learnt.looks;
         // Page cache that is in use counts as used, and harms nobody as long as nobody waits for it.
-        let hard = |look: &Look| look.private >= look.memory / 2 || look.stalled >= STALLED / 2.0;
+        let hard = |look: &Look| look.hard >= look.memory / 2 || look.stalled >= STALLED / 2.0;
         let over = |look: &Look| look.memory > line && look.limit == limit && hard(look);
         let stalled = |look: &Look| look.stalled >= STALLED && look.memory > look.limit / 10 * 8;
         let hit = |look: &Look| look.hits > 0 && look.memory > look.limit / 20 * 19 && hard(look);

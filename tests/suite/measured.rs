@@ -91,6 +91,33 @@ fn memory_of_a_worker_and_of_the_box_it_is_in() {
 }
 
 #[test]
+fn a_heap_of_shared_memory_is_private_where_nobody_shares_it() {
+    let name = "a_heap_of_shared_memory_is_private_where_nobody_shares_it";
+    let Some(group) = Group::new(512 * MIB) else {
+        return skip(name, "no cgroup v1 of memory that is ours");
+    };
+    let dir = tempfile::tempdir().unwrap();
+    let script = "import mmap, time
+size = 48 << 20
+heap = mmap.mmap(-1, size)
+heap.write(b'x' * size)
+print('full', flush=True)
+time.sleep(1000)";
+    let mut launcher = group.launcher();
+    launcher.args(["--workers", "2", "--ready", "spawn"]);
+    let mut fleet = Fleet::of(launcher, dir, &["python3", "-c", script]);
+    fleet.run.wait_for(2, "full");
+    let status = fleet.until("both heaps are found", |status| {
+        let workers = status["workers"].as_array().unwrap();
+        workers.iter().all(|worker| bytes(&worker["memory"]["private_bytes"]) > 48 * MIB)
+    });
+    for worker in status["workers"].as_array().unwrap() {
+        assert!(bytes(&worker["memory"]["shared_bytes"]) < 40 * MIB, "{worker}");
+    }
+    assert_eq!(fleet.run.stop(), 0);
+}
+
+#[test]
 fn the_kernel_tells_when_memory_comes_near_to_its_limit() {
     let name = "the_kernel_tells_when_memory_comes_near_to_its_limit";
     let Some(group) = Group::new(100 * MIB) else {

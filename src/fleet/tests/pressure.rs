@@ -40,6 +40,21 @@ fn once(bench: &mut Bench, memory: Memory, workers: Vec<Measured>) {
 }
 
 #[test]
+fn what_fills_a_box_and_cannot_be_dropped_takes_workers_though_it_is_no_ones_own() {
+    let idle = |shmem: u64| {
+        let mut bench = full();
+        let memory =
+            Memory { limit: 512 * MIB, used: 500 * MIB, shmem: shmem * MIB, ..Memory::default() };
+        for _ in 0..10 {
+            once(&mut bench, memory, Vec::new());
+        }
+        bench.fleet.target()
+    };
+    assert_eq!(idle(0), 4, "page cache harms nobody");
+    assert!(idle(400) < 4);
+}
+
+#[test]
 fn pressure_that_is_over_takes_nobody() {
     let stalled =
         Memory { limit: 512 * MIB, used: 480 * MIB, stalled: Some(0.6), ..Memory::default() };

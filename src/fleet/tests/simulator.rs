@@ -362,6 +362,7 @@ impl Sim {
                 stalled: Some(0.0),
                 hits: 0,
                 divided: false,
+                shmem: 0,
             }),
             cpu: Cpu { usable: self.limits.cpus, used: cpu, throttled },
             waiting: Some(waiting),
