@@ -131,7 +131,7 @@ impl Measure {
         }
     }
 
-    /// A worker has been started: its beginning is looked at.
+    /// A worker has been started, or was taken over: its beginning is looked at.
     pub(super) fn started(&mut self, now: Time) {
         if self.wanted {
             self.look_in(now, FIRST);
