@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 
 use super::Fleet;
 use super::bounds::{Adapt, Bounds};
-use super::lives::Lives;
+use super::lives::{Life, Lives};
 use super::looks::{FULL, Load, Look, Looks, percent};
 use super::measured::Sample;
 use super::memory::{Cap, Room};
@@ -23,6 +23,10 @@ use super::worker::{Phase, Time, WorkerKey};
 const SETTLES: Duration = Duration::from_secs(1);
 /// With no load that hurries, what workers take is looked at for so long.
 const WARM: Duration = Duration::from_secs(5);
+/// Where nobody asked for more than the plan's number, for so long, or so long of real work: what a few requests take
+/// is not what a worker takes.
+const WELL_WARM: Duration = Duration::from_secs(30);
+const HARD: Duration = Duration::from_secs(10);
 /// And so long lies between two steps.
 const SLOWLY: Duration = Duration::from_secs(10);
 /// So full of what we may use is what a step up aims at.
@@ -312,8 +316,12 @@ impl Fleet {
     /// Memory held the number below the CPU rule, by a cost that was assumed; now it has been measured.
     fn grow_by_measure(&mut self, now: Time, room: Option<&Room>, actions: &mut Vec<Action>) {
         let Some((room, cost)) = room.zip(self.learnt.lives.cost()) else { return };
-        let warm =
-            |key: &WorkerKey| self.learnt.lives.of(*key).is_some_and(|life| life.worked >= WARM);
+        let patient = self.policy.adapt != Adapt::On;
+        let enough = |life: &Life| match patient {
+            true => life.worked >= WELL_WARM || life.worked_hard >= HARD,
+            false => life.worked >= WARM,
+        };
+        let warm = |key: &WorkerKey| self.learnt.lives.of(*key).is_some_and(enough);
         let lately = self.learnt.last.is_some_and(|change| now < change.at + SLOWLY);
         if lately || now < self.learnt.grow_after || !self.workers.keys().all(warm) {
             return;
@@ -349,7 +357,7 @@ impl Fleet {
     /// How many have shown what they take.
     fn shown(&self) -> usize {
         let lives = &self.learnt.lives;
-        let shown = |key: &&WorkerKey| lives.of(**key).is_some_and(super::lives::Life::has_shown);
+        let shown = |key: &&WorkerKey| lives.of(**key).is_some_and(Life::has_shown);
         self.workers.keys().filter(shown).count()
     }
 

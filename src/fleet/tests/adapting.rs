@@ -208,6 +208,23 @@ fn a_measured_cost_lets_auto_grow_to_the_cpu_rule_and_no_further() {
 }
 
 #[test]
+fn a_few_requests_are_not_enough_to_grow_by_unless_that_was_asked_for() {
+    // A fifth of a CPU each, and three fifths: none of it hurries.
+    let light = Server { cpu: 0.02, wait: 0.08, ..SERVER };
+    let heavy = Server { cpu: 0.06, wait: 0.04, ..SERVER };
+    let first = |server: Server, adapt: Adapt| {
+        let mut sim = Sim::new(server, limits(4.0, 512), bounds(2, 4), adapting(adapt), |_| 2.0);
+        sim.run(Duration::from_mins(2));
+        sim.changes.first().unwrap().0.as_secs()
+    };
+    let times = [(light, Adapt::Auto), (heavy, Adapt::Auto), (light, Adapt::On)]
+        .map(|(server, adapt)| first(server, adapt));
+    assert!((30..=45).contains(&times[0]), "{times:?}");
+    assert!((10..=20).contains(&times[1]), "{times:?}");
+    assert!((5..=15).contains(&times[2]), "{times:?}");
+}
+
+#[test]
 fn what_workers_take_holds_the_number_where_the_plan_believed_too_little() {
     // Planned for workers of 100 MiB, which take 200.
     let large = Server { idle: 60.0, warm: 140.0, requests: 200.0, ..WAITING };
