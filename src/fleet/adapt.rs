@@ -316,10 +316,10 @@ impl Fleet {
     /// Memory held the number below the CPU rule, by a cost that was assumed; now it has been measured.
     fn grow_by_measure(&mut self, now: Time, room: Option<&Room>, actions: &mut Vec<Action>) {
         let Some((room, cost)) = room.zip(self.learnt.lives.cost()) else { return };
-        let patient = self.policy.adapt != Adapt::On;
-        let enough = |life: &Life| match patient {
-            true => life.worked >= WELL_WARM || life.worked_hard >= HARD,
-            false => life.worked >= WARM,
+        let hurries = self.policy.adapt == Adapt::On;
+        let enough = |life: &Life| {
+            let well = life.worked >= WELL_WARM || life.worked_hard >= HARD;
+            well || (hurries && life.worked >= WARM)
         };
         let warm = |key: &WorkerKey| self.learnt.lives.of(*key).is_some_and(enough);
         let lately = self.learnt.last.is_some_and(|change| now < change.at + SLOWLY);

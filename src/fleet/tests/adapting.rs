@@ -13,12 +13,12 @@ use super::simulator::{Limits, MIB, SERVER, Server, Sim, bounds};
 use super::*;
 
 /// As the program has it behind its proxy, with the number free to move.
-fn adapting(adapt: Adapt) -> Policy {
+pub(super) fn adapting(adapt: Adapt) -> Policy {
     let readiness = Readiness { alive: None, timeout: 30 * SECOND, lenient: true };
     Policy { adapt, readiness, max_restarts: 10, seed: 7, ..policy(Restart::Always) }
 }
 
-fn limits(cpus: f64, mib: u64) -> Limits {
+pub(super) fn limits(cpus: f64, mib: u64) -> Limits {
     Limits { cpus, memory: mib * MIB, base: 14.0 }
 }
 
@@ -44,8 +44,9 @@ fn settled(sim: &Sim) -> f64 {
     change.map_or(12.0, |(at, _)| at.as_secs_f64())
 }
 
-const WAITING: Server = Server { cpu: 0.004, wait: 0.096, ..SERVER };
-const ONLY_WAITING: Server = Server { cpu: 0.001, wait: 0.1, idle: 7.0, warm: 1.0, ..SERVER };
+pub(super) const WAITING: Server = Server { cpu: 0.004, wait: 0.096, ..SERVER };
+pub(super) const ONLY_WAITING: Server =
+    Server { cpu: 0.001, wait: 0.1, idle: 7.0, warm: 1.0, ..SERVER };
 const MIXED: Server = Server { cpu: 0.02, wait: 0.02, ..SERVER };
 const LOOP: Server = Server {
     cpu: 0.002,
@@ -94,60 +95,6 @@ fn under_load_it_comes_near_the_best_number_within_half_a_minute() {
     let mean = all.iter().sum::<f64>() / all.len() as f64;
     println!("mean regret {mean:.3}");
     assert!(mean <= 0.1, "{mean}");
-}
-
-#[test]
-fn who_hangs_is_given_company_once_and_then_seldom() {
-    let hung = Server { hangs: true, ..ONLY_WAITING };
-    let mut sim = Sim::new(hung, limits(2.0, 1024), bounds(1, 2), adapting(Adapt::On), |_| 900.0);
-    sim.run(Duration::from_mins(1));
-    let ups = |sim: &Sim| sim.changes.iter().filter(|(_, note)| up(note)).count();
-    assert_eq!((ups(&sim), sim.workers()), (1, 1), "{:?}", sim.changes);
-    let Some((_, Note::Adapted { from: 3, to: 1, why: Why::NoHelp })) = sim.changes.last() else {
-        panic!("{:?}", sim.changes);
-    };
-    sim.run(Duration::from_hours(1));
-    assert!(ups(&sim) <= 7 && sim.workers() <= 3, "{:?}", sim.changes);
-}
-
-#[test]
-fn who_cannot_start_beside_the_others_is_taken_back_and_not_missed() {
-    for (adapt, places) in [(Adapt::Auto, 1), (Adapt::On, 1), (Adapt::On, 4)] {
-        let mut sim = Sim::new(WAITING, limits(4.0, 512), bounds(1, 2), adapting(adapt), |_| 20.0);
-        sim.places = places;
-        let (mut steps, mut ready) = (0, false);
-        while steps < 3 {
-            sim.run(SECOND / 10);
-            // The first start is a start like any other.
-            let view = sim.bench.fleet.view(sim.bench.now);
-            ready |= view.is_ready();
-            assert!(view.is_ready() || !ready, "{adapt:?} {places}: {view:?}");
-            let failed =
-                |note: &Note| matches!(note, Note::Adapted { why: Why::CannotStart { .. }, .. });
-            steps = sim.changes.iter().filter(|(_, note)| failed(note)).count();
-            assert!(sim.bench.now < Duration::from_mins(15), "{:?}", sim.changes);
-        }
-        let at = |index: usize| sim.changes[index].0;
-        let last = sim.changes.len() - 1;
-        assert!(at(last) - at(last - 2) >= Duration::from_mins(2), "{:?}", sim.changes);
-        assert!(at(last) - at(last - 1) < SECOND, "at once: {:?}", sim.changes);
-        assert_eq!(sim.workers() as usize, if places == 1 { 1 } else { 3 }, "{:?}", sim.changes);
-    }
-}
-
-#[test]
-fn who_was_tried_and_has_served_is_one_like_the_others() {
-    let mut sim =
-        Sim::new(WAITING, limits(4.0, 512), bounds(1, 2), adapting(Adapt::Auto), |_| 20.0);
-    sim.run(Duration::from_mins(2));
-    assert_eq!(sim.workers(), 2, "{:?}", sim.changes);
-    let view = sim.bench.fleet.view(sim.bench.now);
-    assert_eq!(view.needed, 2);
-    sim.places = 1;
-    sim.event(Event::Ended { worker: view.workers[1].key, how: CRASH, group: false });
-    sim.run(10 * SECOND);
-    assert_eq!(sim.workers(), 2, "it was there for long: it is tried again");
-    assert!(!sim.bench.fleet.view(sim.bench.now).is_ready());
 }
 
 type Load = fn(f64) -> f64;
@@ -364,7 +311,7 @@ proptest! {
     }
 }
 
-fn up(note: &Note) -> bool {
+pub(super) fn up(note: &Note) -> bool {
     matches!(note, Note::Adapted { from, to, .. } if to > from)
 }
 

@@ -1,7 +1,8 @@
 //! The number of workers, while what there is changes.
 
 use super::super::follow::LASTS;
-use super::simulator::{Limits, MIB, SERVER, Server, Sim, bounds};
+use super::adapting::{WAITING, adapting};
+use super::simulator::{Limits, MIB, Sim, bounds};
 use super::*;
 
 fn planned(workers: u32) -> Event {
@@ -72,8 +73,6 @@ fn bounds_hold_for_the_plan_too() {
     assert_eq!(bench.fleet.target(), 5);
 }
 
-const WAITING: Server = Server { cpu: 0.004, wait: 0.096, ..SERVER };
-
 /// What the plan says of a box of so much memory.
 fn of(mib: u64, workers: u32, by_cpu: u32) -> Bounds {
     Bounds { budget: Some(mib / 10 * 8 * MIB), limit: Some(mib * MIB), ..bounds(workers, by_cpu) }
@@ -81,13 +80,9 @@ fn of(mib: u64, workers: u32, by_cpu: u32) -> Bounds {
 
 /// Two minutes of load in a box of 512 MiB.
 fn grown(adapt: Adapt, planned: u32, by_cpu: u32, clients: f64) -> Sim {
-    let policy = Policy {
-        adapt,
-        readiness: Readiness { alive: None, timeout: 30 * SECOND, lenient: true },
-        ..policy(Restart::Always)
-    };
     let limits = Limits { cpus: f64::from(by_cpu), memory: 512 * MIB, base: 14.0 };
-    let mut sim = Sim::new(WAITING, limits, of(512, planned, by_cpu), policy, move |_| clients);
+    let mut sim =
+        Sim::new(WAITING, limits, of(512, planned, by_cpu), adapting(adapt), move |_| clients);
     sim.run(Duration::from_mins(2));
     sim
 }
