@@ -70,6 +70,7 @@ impl Sized {
     /// What a running fleet may make of it.
     fn bounds(&self, settings: &Settings) -> Bounds {
         let plan = &self.plan;
+        let memory = &plan.resources.memory;
         let headroom = settings.sizing.headroom.as_ref().and(plan.allows.headroom);
         Bounds {
             workers: plan.workers,
@@ -78,6 +79,7 @@ impl Sized {
             told: settings.sizing.workers.is_some(),
             share: plan.worker_memory,
             budget: plan.all_memory,
+            limit: memory.limit.as_ref().or(memory.ram.as_ref()).map(|fact| fact.value),
             headroom,
         }
     }

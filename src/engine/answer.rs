@@ -248,7 +248,8 @@ impl Engine {
             let used = used.get(&running.pid.as_raw()).copied().unwrap_or_default();
             let slot = view.slots.iter().find(|slot| slot.id == worker.slot);
             let known = self.measure.of(worker.key);
-            let private = part(used.private, known.share.unwrap_or(1.0));
+            let own = known.own.min(used.shared);
+            let private = part(used.private, known.share.unwrap_or(1.0)) + own;
             Some(WorkerStatus {
                 id: worker.slot,
                 pid: running.pid.as_raw(),
@@ -259,7 +260,7 @@ impl Engine {
                 restarts: slot.map_or(0, |slot| slot.restarts),
                 memory: Memory {
                     private_bytes: private,
-                    shared_bytes: used.shared,
+                    shared_bytes: used.shared - own,
                     peak_bytes: known.peak.map(|peak| peak.max(private)),
                     p95_bytes: known.p95,
                     limit_bytes: self.isolation.limit(worker.key),

@@ -19,6 +19,7 @@ use super::watch::watch;
 use super::{Engine, Renewed};
 use crate::fleet::{Adapt, Event, Kind, LASTS};
 use crate::probe::{Host, limit_files};
+use crate::units::plural;
 
 /// Between two looks where nothing tells of itself.
 const EVERY: Duration = Duration::from_secs(5);
@@ -131,17 +132,19 @@ impl Engine {
         }
         let less = bounds.budget < before.bounds.budget;
         let told = renewed.sized.runtime != before.runtime;
-        let workers = bounds.workers;
+        let (workers, running) = (bounds.workers, self.fleet.target());
         info!(
             event = "limits",
             workers,
             before = then,
             "the limits have moved: {}; {}",
             renewed.sized.limits.join(", "),
-            if workers == then {
-                format!("still {workers} workers")
+            if workers != then {
+                format!("the plan says {} instead of {then}", plural(workers, "worker"))
+            } else if workers == running {
+                format!("still {}", plural(workers, "worker"))
             } else {
-                format!("{workers} workers instead of {then}")
+                format!("the plan still says {}, and {running} run", plural(workers, "worker"))
             }
         );
         self.take_orders(renewed);

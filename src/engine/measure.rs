@@ -22,7 +22,7 @@ use nix::time::{ClockId, clock_gettime};
 
 use super::timer::Timer;
 use crate::fleet::{Cpu, Measured, Memory, Sample, Time, WorkerKey};
-use crate::probe::{Gauge, Host, Reading};
+use crate::probe::{Gauge, Host, Level, Reading};
 use history::Points;
 use notices::{Notice, Notices};
 use processes::Processes;
@@ -131,7 +131,7 @@ impl Measure {
         }
     }
 
-    /// A worker has been started: its beginning is looked at.
+    /// A worker has been started, or was taken over: its beginning is looked at.
     pub(super) fn started(&mut self, now: Time) {
         if self.wanted {
             self.look_in(now, FIRST);
@@ -168,11 +168,14 @@ impl Measure {
             self.queues.forget_others();
         }
         self.workers.retain(|key, _| subject.workers.iter().any(|(live, _)| live == key));
+        let shmem = groups.values().map(|group| group.shmem).sum();
+        let own = own_part(shmem, reading.tightest().and_then(|level| level.shmem));
         let mut workers = Vec::with_capacity(subject.workers.len());
         for (key, leader) in &subject.workers {
             let group = groups.get(leader).copied().unwrap_or_default();
             let worker = self.workers.entry(*key).or_insert_with(Worker::new);
-            workers.push(worker.take_in(now, span, *key, group, (subject.active)(*key)));
+            let active = (subject.active)(*key);
+            workers.push(worker.take_in(now, span, *key, group, part(group.shmem, own), active));
         }
         let members = || leaders.iter().flat_map(|leader| self.processes.members(*leader));
         let waiting = self.queues.look(now, &subject.sockets, || members().collect());
@@ -187,6 +190,10 @@ impl Measure {
             throttled: before.map_or(0.0, |before| reading.throttled_since(before)),
         };
         let (memory, source) = memory(&reading, before, span, subject, &workers).unzip();
+        let memory = memory.map(|memory: Memory| {
+            let rest = memory.shmem.saturating_sub(part(shmem, own));
+            Memory { shmem: rest, ..memory }
+        });
         let sample = Sample { span, memory, cpu, waiting, workers };
         self.points.add(
             now,
@@ -225,28 +232,42 @@ impl Measure {
 
 /// The level with the least room, and what names it. A limit that no file tells counts the workers
 /// themselves.
-fn memory(
-    reading: &Reading,
+fn memory<'a>(
+    reading: &'a Reading,
     before: Option<&Reading>,
     span: Duration,
-    subject: &Subject<'_>,
+    subject: &'a Subject<'_>,
     workers: &[Measured],
 ) -> Option<(Memory, String)> {
-    // The machine's own memory is nobody's share.
-    let tightest = reading.tightest().map(|level| {
-        let divided = subject.divided && !level.is_machine();
-        (level.limit, level.used, level.source.clone(), divided)
-    });
-    let told = subject.told.clone().map(|(limit, source)| {
+    let told = subject.told.as_ref().map(|(limit, source)| {
         let private: u64 = workers.iter().map(|worker| worker.private).sum();
         let shared = workers.iter().map(|worker| worker.shared).max().unwrap_or(0);
-        (limit, private.saturating_add(shared), source, subject.divided)
+        (*limit, private.saturating_add(shared), source)
     });
-    let room = |(limit, used, ..): &(u64, u64, String, bool)| limit.saturating_sub(*used);
-    let (limit, used, source, divided) = tightest.into_iter().chain(told).min_by_key(room)?;
-    let stalled = before.and_then(|before| reading.stalled_since(before, span));
+    let level = reading.tightest();
+    let told = told.filter(|(limit, used, _)| {
+        level.is_none_or(|level| limit.saturating_sub(*used) < level.room())
+    });
+    let of_level = |level: &'a Level| (level.limit, level.used, &level.source);
+    let (limit, used, source) = told.or(level.map(of_level))?;
+    let machine = told.is_none() && level.is_some_and(Level::is_machine);
+    // Who stands still anywhere in the machine tells nothing of a group that has room.
+    let pressed = before.filter(|_| machine || !reading.machine_wide);
+    let stalled = pressed.and_then(|before| reading.stalled_since(before, span));
     let hits = before.map_or(0, |before| reading.hits_since(before));
-    Some((Memory { limit, used, stalled, hits, divided }, source))
+    // The machine's own memory is nobody's share.
+    let divided = subject.divided && !machine;
+    let of_group = level.filter(|_| told.is_none() && !machine);
+    let shmem = of_group.and_then(|level| level.shmem).unwrap_or(0);
+    Some((Memory { limit, used, stalled, hits, divided, shmem }, source.clone()))
+}
+
+/// How much of the shared memory that workers have mapped is each one's own: all of it, unless they have mapped more
+/// than there is; then some of them have the same.
+fn own_part(mapped: u64, there: Option<u64>) -> f64 {
+    #[expect(clippy::cast_precision_loss, reason = "a ratio of sizes")]
+    let part = |there: u64| (there as f64 / mapped as f64).min(1.0);
+    there.filter(|there| *there < mapped).map_or(1.0, part)
 }
 
 /// That this thread has used.
@@ -321,6 +342,42 @@ mod tests {
         assert_eq!(memory(&first, None, Duration::ZERO, &none, &[]).unwrap().0.stalled, None);
         let (found, _) = memory(&second, Some(&first), span, &none, &[]).unwrap();
         assert_eq!((found.stalled, found.hits), (Some(0.1024), 0));
+    }
+
+    #[test]
+    fn shared_memory_is_ones_own_unless_there_is_less_of_it() {
+        let is = |mapped: u64, there: Option<u64>, want: f64| {
+            assert!((own_part(mapped, there) - want).abs() < 1e-9, "{mapped} {there:?}");
+        };
+        is(400, Some(400), 1.0);
+        is(400, Some(900), 1.0);
+        is(400, Some(100), 0.25);
+        is(400, Some(0), 0.0);
+        is(400, None, 1.0);
+        is(0, Some(0), 1.0);
+    }
+
+    #[test]
+    fn pressure_of_the_whole_machine_is_none_of_a_group() {
+        let look = |total: u64, limit: u64| {
+            let (total, limit) = (format!("some avg10=0.00 total={total}\n"), limit.to_string());
+            let host = Host::from_files([
+                ("/proc/self/cgroup", "4:memory:/\n"),
+                ("/proc/self/mountinfo", "1 0 0:1 / /sys/fs/cgroup rw - cgroup cgroup rw,memory\n"),
+                ("/proc/meminfo", "MemTotal: 8388608 kB\nMemAvailable: 6000000 kB\n"),
+                ("/proc/pressure/memory", &total),
+                ("/sys/fs/cgroup/memory.limit_in_bytes", &limit),
+                ("/sys/fs/cgroup/memory.usage_in_bytes", "209715200"),
+            ]);
+            Gauge::find(&host).read(&host)
+        };
+        let span = Duration::from_secs(1);
+        let stalled = |limit: u64| {
+            let (first, second) = (look(100_000, limit), look(600_000, limit));
+            memory(&second, Some(&first), span, &subject(None, false), &[]).unwrap().0.stalled
+        };
+        assert_eq!(stalled(256 * MIB), None);
+        assert_eq!(stalled(7000 * MIB), Some(0.5), "the machine itself has the least room");
     }
 
     #[test]

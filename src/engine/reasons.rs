@@ -110,6 +110,7 @@ pub(super) fn why(why: Why) -> String {
             show_size(left)
         ),
         Why::NoHelp => "more of them did no more work".to_owned(),
+        Why::CannotStart { slot } => format!("worker {slot}, one more than before, did not stay"),
         Why::Idle { seconds } => {
             let time = show_duration(Duration::from_secs(seconds));
             format!("for {time} fewer would have done")

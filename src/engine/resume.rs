@@ -189,6 +189,8 @@ impl Engine {
         if let Some(manager) = &mut self.manager {
             manager.resume(&view);
         }
+        // What the program before us measured is not known; nobody is to be without for longer than after a start.
+        self.measure.started(self.now());
         let workers = plural(u32::try_from(view.workers.len()).unwrap_or(u32::MAX), "worker");
         let (version, before) = (env!("CARGO_PKG_VERSION"), &state.program);
         match &self.upgrade_error {

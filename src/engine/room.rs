@@ -132,8 +132,11 @@ impl Engine {
         let kernel = Host::live().with_env(std::iter::empty::<(String, String)>());
         let room = Resources::of(&kernel).memory.available?;
         let used = usage::by_group();
-        let groups = self.running.values().filter_map(|running| used.get(&running.pid.as_raw()));
-        let each = groups.map(|usage| usage.private).max().filter(|bytes| *bytes > 0)?;
+        let groups = self.running.iter().filter_map(|(key, running)| {
+            let usage = used.get(&running.pid.as_raw())?;
+            Some(usage.private + self.measure.of(*key).own.min(usage.shared))
+        });
+        let each = groups.max().filter(|bytes| *bytes > 0)?;
         Some((room, each))
     }
 }

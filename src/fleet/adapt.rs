@@ -9,13 +9,13 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use super::Fleet;
-use super::backoff::doubled;
 use super::bounds::{Adapt, Bounds};
-use super::lives::Lives;
+use super::lives::{Life, Lives};
 use super::looks::{FULL, Load, Look, Looks, percent};
 use super::measured::Sample;
 use super::memory::{Cap, Room};
 use super::messages::{Action, Kind, Restart};
+use super::trial::Trial;
 use super::why::Why;
 use super::worker::{Phase, Time, WorkerKey};
 
@@ -23,16 +23,20 @@ use super::worker::{Phase, Time, WorkerKey};
 const SETTLES: Duration = Duration::from_secs(1);
 /// With no load that hurries, what workers take is looked at for so long.
 const WARM: Duration = Duration::from_secs(5);
+/// Where nobody asked for more than the plan's number, for so long, or so long of real work: what a few requests take
+/// is not what a worker takes.
+const WELL_WARM: Duration = Duration::from_secs(30);
+const HARD: Duration = Duration::from_secs(10);
 /// And so long lies between two steps.
 const SLOWLY: Duration = Duration::from_secs(10);
 /// So full of what we may use is what a step up aims at.
 const AIM: f64 = 0.95;
 /// A step has helped where this part of it came to be used.
 const HELPS: f64 = 0.2;
-/// CPUs below which a difference is that of the clock that counts them.
-const MEASURABLE: f64 = 0.05;
-/// What did not help is not tried again for so long; twice as long each time.
-const NO_HELP: Duration = Duration::from_mins(1);
+/// CPUs that each who was added uses at least, where he does any work: an idle runtime ticks, too.
+const WORKS: f64 = 0.002;
+/// Who uses less than this mostly waits, and the next may well wait for the same.
+const LITTLE: f64 = 0.05;
 /// Fewer would have done for so long: then one goes.
 const IDLE: Duration = Duration::from_mins(3);
 /// And the next.
@@ -67,11 +71,13 @@ pub(super) struct Learnt {
     pub(super) looks: Looks,
     pub(super) last: Option<Change>,
     pub(super) step: Option<Step>,
+    #[serde(default)]
+    pub(super) trial: Option<Trial>,
     /// CPUs that a worker uses that has all that it can do.
     capacity: Option<f64>,
     /// Steps in a row that did not help, and when the next may come.
-    futile: u32,
-    grow_after: Time,
+    pub(super) futile: u32,
+    pub(super) grow_after: Time,
     idle_since: Option<Time>,
     /// For how long it has to be idle, doubled where that was too hasty.
     idle_for: Duration,
@@ -100,6 +106,7 @@ impl Learnt {
             looks: Looks::default(),
             last: None,
             step: None,
+            trial: None,
             capacity: None,
             futile: 0,
             grow_after: Time::ZERO,
@@ -125,8 +132,12 @@ impl Learnt {
     pub(super) fn changed(&mut self, at: Time, from: u32, to: u32, why: Option<Why>) {
         self.last = Some(Change { at, from, to, why });
         self.idle_since = None;
-        if why.is_none() {
-            self.step = None;
+        match why {
+            None => (self.step, self.trial) = (None, None),
+            // They had been there before.
+            Some(Why::Relief { .. }) => {}
+            Some(_) if to > from => self.try_more(from),
+            Some(_) => self.try_no_more_than(to),
         }
     }
 }
@@ -144,6 +155,7 @@ impl Fleet {
         if self.policy.restart != Restart::Always {
             return;
         }
+        self.end_trial(now);
         let room = self.room(sample);
         if self.policy.guard && self.guard(now, sample, room.as_ref(), actions) {
             return;
@@ -239,15 +251,14 @@ impl Fleet {
         actions: &mut Vec<Action>,
     ) -> bool {
         let Some(step) = self.learnt.step else { return false };
-        let grown = f64::from(step.to.saturating_sub(step.from)) / f64::from(step.from.max(1));
-        let used = load.used >= step.before.used * (1.0 + HELPS * grown);
-        // Who only waits uses less than can be measured; then it counts that each has taken one from the queue.
+        let added = step.to.saturating_sub(step.from);
+        let grown = f64::from(added) / f64::from(step.from.max(1));
+        // Of nothing, any share is nothing: workers that hang do not help one another.
+        let least = (step.before.used * HELPS * grown).max(WORKS * f64::from(added));
+        let used = load.used >= step.before.used + least;
+        // Where all wait for somebody else, it counts that each has taken one from the queue.
         let half = step.before.waiting.div_ceil(2);
-        let enough = if step.before.used < MEASURABLE {
-            step.to.saturating_sub(step.from).div_ceil(2).min(half)
-        } else {
-            half
-        };
+        let enough = if step.before.used < LITTLE { added.div_ceil(2).min(half) } else { half };
         let shorter =
             step.before.waiting > 0 && load.waiting.saturating_add(enough) <= step.before.waiting;
         let full = looks.last().is_some_and(Look::is_full);
@@ -259,9 +270,7 @@ impl Fleet {
         }
         if looks.len() >= 3 {
             self.learnt.step = None;
-            self.learnt.futile = self.learnt.futile.saturating_add(1);
-            let hold = doubled(NO_HELP, self.learnt.futile, LONGEST);
-            self.learnt.grow_after = now.saturating_add(hold);
+            self.learnt.hold_off(now);
             self.want(now, step.from.max(self.learnt.bounds.workers), Some(Why::NoHelp), actions);
         }
         true
@@ -307,10 +316,14 @@ impl Fleet {
     /// Memory held the number below the CPU rule, by a cost that was assumed; now it has been measured.
     fn grow_by_measure(&mut self, now: Time, room: Option<&Room>, actions: &mut Vec<Action>) {
         let Some((room, cost)) = room.zip(self.learnt.lives.cost()) else { return };
-        let warm =
-            |key: &WorkerKey| self.learnt.lives.of(*key).is_some_and(|life| life.worked >= WARM);
+        let hurries = self.policy.adapt == Adapt::On;
+        let enough = |life: &Life| {
+            let well = life.worked >= WELL_WARM || life.worked_hard >= HARD;
+            well || (hurries && life.worked >= WARM)
+        };
+        let warm = |key: &WorkerKey| self.learnt.lives.of(*key).is_some_and(enough);
         let lately = self.learnt.last.is_some_and(|change| now < change.at + SLOWLY);
-        if lately || !self.workers.keys().all(warm) {
+        if lately || now < self.learnt.grow_after || !self.workers.keys().all(warm) {
             return;
         }
         let most = self.learnt.bounds.by_cpu.min(self.highest());
@@ -344,7 +357,7 @@ impl Fleet {
     /// How many have shown what they take.
     fn shown(&self) -> usize {
         let lives = &self.learnt.lives;
-        let shown = |key: &&WorkerKey| lives.of(**key).is_some_and(super::lives::Life::has_shown);
+        let shown = |key: &&WorkerKey| lives.of(**key).is_some_and(Life::has_shown);
         self.workers.keys().filter(shown).count()
     }
 

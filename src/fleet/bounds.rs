@@ -38,6 +38,10 @@ pub(crate) struct Bounds {
     pub(crate) share: Option<u64>,
     /// Memory of all workers together, bytes.
     pub(crate) budget: Option<u64>,
+    /// What that was computed from, bytes: the limit, or the machine's memory. None from a program that did
+    /// not tell.
+    #[serde(default)]
+    pub(crate) limit: Option<u64>,
     /// What is to stay free below the limit, bytes, where that was said.
     pub(crate) headroom: Option<u64>,
 }
@@ -53,6 +57,7 @@ impl Bounds {
             told: false,
             share: None,
             budget: None,
+            limit: None,
             headroom: None,
         }
     }

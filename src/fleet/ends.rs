@@ -133,7 +133,9 @@ impl Fleet {
         } else {
             self.rollout_failed(now, id, Failure::Ended(end.how), actions);
         }
-        self.after_an_end_of_its_own(now, id, end, counts, actions);
+        if !self.take_back(now, id, end, actions) {
+            self.after_an_end_of_its_own(now, id, end, counts, actions);
+        }
     }
 
     /// Whether and when the slot's next worker starts.

@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use super::Fleet;
 use super::bounds::{Adapt, Bounds};
+use super::memory::Room;
 use super::messages::Action;
 use super::why::Why;
 use super::worker::Time;
@@ -40,6 +41,7 @@ impl Fleet {
     pub(super) fn pin(&mut self, now: Time, workers: u32, actions: &mut Vec<Action>) {
         self.wish.pinned = true;
         self.wish.grow_at = None;
+        self.learnt.trial = None;
         (self.learnt.cap, self.learnt.killed_above) = (None, None);
         self.want(now, workers, None, actions);
     }
@@ -48,6 +50,7 @@ impl Fleet {
     pub(super) fn free(&mut self, now: Time, actions: &mut Vec<Action>) {
         self.wish.pinned = false;
         self.wish.grow_at = None;
+        self.learnt.begin_anew();
         self.want(now, self.wish.planned, None, actions);
     }
 
@@ -64,22 +67,57 @@ impl Fleet {
         if at_once || bounds.more_memory_than(&before) {
             self.learnt.forget_kills();
         }
+        if at_once {
+            self.learnt.begin_anew();
+        }
         if self.wish.pinned {
             return;
         }
-        let less = workers < before.workers || bounds.less_memory_than(&before);
         let level = self.wish.level;
-        if at_once || (workers < level && (less || self.policy.adapt == Adapt::Off)) {
+        if at_once {
             self.wish.grow_at = None;
             self.want(now, workers, None, actions);
         } else if workers <= level {
-            // What was found out beyond the plan's number holds as long as nothing got less.
             self.wish.grow_at = None;
-            self.want(now, level.min(self.highest()).max(workers), None, actions);
+            let (kept, why) = self.kept(level, &before);
+            self.want(now, kept.max(workers), why, actions);
         } else if workers < before.workers || self.wish.grow_at.is_none() {
             // What is less than it was a moment ago has to last anew.
             self.wish.grow_at = Some(now + LASTS);
         }
+    }
+
+    /// What of `level` holds by what was found out, now that the bounds are others: the plan believes in less than
+    /// what was measured. Nothing does where nothing was measured.
+    fn kept(&self, level: u32, before: &Bounds) -> (u32, Option<Why>) {
+        let bounds = &self.learnt.bounds;
+        if self.policy.adapt == Adapt::Off {
+            return (bounds.workers, None);
+        }
+        // Who was within the CPU rule, or the plan, stays within it.
+        let rule = |bounds: &Bounds| bounds.by_cpu.max(bounds.workers);
+        let level = if level <= rule(before) { level.min(rule(bounds)) } else { level };
+        let level = level.min(self.highest());
+        if !bounds.less_memory_than(before) {
+            return (level, None);
+        }
+        let fits = self.learnt.lives.cost().zip(self.room_below(before));
+        let Some((cost, room)) = fits else { return (bounds.workers, None) };
+        if room.fits(room.tolerated(room.ceiling)) >= level {
+            return (level, None);
+        }
+        let limit = room.limit;
+        (level.min(room.fits(room.ceiling)), Some(Why::Cost { cost, limit }))
+    }
+
+    /// How memory stood at the last look, under the limit of now.
+    fn room_below(&self, before: &Bounds) -> Option<Room> {
+        let look = self.learnt.looks.last()?;
+        let (now, then) = self.learnt.bounds.limit.zip(before.limit)?;
+        // Where the level that was looked at is another one, it has less room than this one had.
+        let lower = look.limit.saturating_sub(then.saturating_sub(now)).min(now);
+        let limit = if look.limit == now { now } else { lower };
+        (look.limit > 0).then(|| self.room_of(look.memory, limit))
     }
 
     /// When there is more to do than what is due to workers.

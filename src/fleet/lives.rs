@@ -36,6 +36,9 @@ pub(super) struct Life {
     fresh_at: Time,
     /// How long it has had something to do.
     pub(super) worked: Duration,
+    /// And how long it has used half of its share of the CPUs.
+    #[serde(default)]
+    pub(super) worked_hard: Duration,
     /// How long it has been larger than it may, without a break.
     pub(super) above: Duration,
     pub(super) warned: bool,
@@ -43,7 +46,15 @@ pub(super) struct Life {
 }
 
 impl Life {
-    fn take_in(&mut self, now: Time, worker: &Worker, one: &Measured, busy: bool, span: Duration) {
+    /// `busy`: somebody waits; `each`: its share of the CPUs; `span`: since the look before.
+    fn take_in(
+        &mut self,
+        now: Time,
+        worker: &Worker,
+        one: &Measured,
+        (busy, each): (bool, f64),
+        span: Duration,
+    ) {
         self.private = one.private;
         self.peak = self.peak.max(one.peak).max(one.private);
         if worker.phase != Phase::Ready {
@@ -55,6 +66,9 @@ impl Life {
         if busy || share(one.cpu) >= WORKS || one.active.is_some_and(|active| active > 0) {
             // Of a long time only the end is known.
             self.worked = self.worked.saturating_add(span.min(STRETCH));
+        }
+        if each > 0.0 && share(one.cpu) >= each / 2.0 {
+            self.worked_hard = self.worked_hard.saturating_add(span.min(STRETCH));
         }
         if self.history.back().is_none_or(|(at, _)| now >= *at + POINT) {
             self.history.push_back((now, one.private));
@@ -140,10 +154,13 @@ impl Lives {
         let gone = gone.filter_map(|(_, life)| costs(life)).max();
         self.gone = gone.or(self.gone);
         self.all.retain(|key, _| workers.contains_key(key));
+        // Who has one thread uses one CPU at most.
+        let count = u32::try_from(sample.workers.len()).unwrap_or(u32::MAX).max(1);
+        let each = (share(sample.cpu.usable) / f64::from(count)).min(1.0);
         for one in &sample.workers {
             let Some(worker) = workers.get(&one.worker) else { continue };
             let life = self.all.entry(one.worker).or_default();
-            life.take_in(now, worker, one, busy, sample.span);
+            life.take_in(now, worker, one, (busy, each), sample.span);
         }
         let fresh = self.all.values().filter_map(|life| life.fresh).max();
         self.fresh = fresh.or(self.fresh);

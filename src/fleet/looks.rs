@@ -47,8 +47,9 @@ pub(super) struct Look {
     pub(super) limit: u64,
     pub(super) stalled: f64,
     pub(super) hits: u64,
-    /// Memory of the workers alone.
-    pub(super) private: u64,
+    /// Of the memory, what cannot be dropped as page cache can: that of the workers alone, and shared memory.
+    #[serde(alias = "private")]
+    pub(super) hard: u64,
 }
 
 impl Look {
@@ -75,7 +76,7 @@ impl Look {
             limit: memory.limit,
             stalled: stalled.map_or(0.0, share).min(1.0),
             hits: memory.hits,
-            private: workers.iter().fold(0, |sum: u64, one| sum.saturating_add(one.private)),
+            hard: workers.iter().fold(memory.shmem, |sum, one| sum.saturating_add(one.private)),
         }
     }
 

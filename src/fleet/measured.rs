@@ -37,6 +37,8 @@ pub(crate) struct Memory {
     /// Workers have limits of their own below it: whoever is at his own stands still too (`stalled`), and does no
     /// harm to the others (`hits` does not count it).
     pub(crate) divided: bool,
+    /// Of what is used, shared memory and files of a `tmpfs` that are no worker's own: nothing of it can be dropped.
+    pub(crate) shmem: u64,
 }
 
 /// The CPU of the whole group, and of the machine where there is none.
@@ -54,7 +56,7 @@ pub(crate) struct Cpu {
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) struct Measured {
     pub(crate) worker: WorkerKey,
-    /// Memory that another worker would cost again.
+    /// Memory that another worker would cost again, also such as could be shared and is not.
     pub(crate) private: u64,
     /// The most that this has been since it was started, also between looks.
     pub(crate) peak: u64,

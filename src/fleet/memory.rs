@@ -72,6 +72,11 @@ impl Room {
         count.saturating_add(u32::try_from(more).unwrap_or(u32::MAX))
     }
 
+    /// In the middle between what is to stay free and nothing, so that it is no see-saw.
+    pub(super) fn tolerated(&self, line: u64) -> u64 {
+        line.saturating_add(self.limit.saturating_sub(line) / 3 * 2)
+    }
+
     pub(super) fn left(&self) -> u64 {
         self.ceiling.saturating_sub(self.used)
     }
@@ -81,7 +86,10 @@ impl Fleet {
     /// None where no limit is known.
     pub(super) fn room(&self, sample: &Sample) -> Option<Room> {
         let memory = sample.memory.filter(|memory| memory.limit > 0)?;
-        let (used, limit) = (memory.used, memory.limit);
+        Some(self.room_of(memory.used, memory.limit))
+    }
+
+    pub(super) fn room_of(&self, used: u64, limit: u64) -> Room {
         let free = (limit / 10).clamp(FREE.0, FREE.1);
         let free = self.learnt.bounds.headroom.unwrap_or(free);
         let lives = &self.learnt.lives;
@@ -99,7 +107,7 @@ impl Fleet {
             each.push((worker.slot, life.peak.max(unknown)));
         }
         each.sort_unstable();
-        Some(Room {
+        Room {
             used,
             limit,
             ceiling: limit.saturating_sub(free),
@@ -108,7 +116,7 @@ impl Fleet {
             each,
             more: cost.map(|cost| cost.saturating_add(cost / MARGIN)),
             growth,
-        })
+        }
     }
 
     /// Somebody is on his way out, and what he has will be free in a moment.
@@ -144,14 +152,16 @@ impl Fleet {
         let (used, limit) = (room.used, room.limit);
         let looks = &self.learnt.looks;
         // Page cache that is in use counts as used, and harms nobody as long as nobody waits for it.
-        let hard = |look: &Look| look.private >= look.memory / 2 || look.stalled >= STALLED / 2.0;
+        let hard = |look: &Look| look.hard >= look.memory / 2 || look.stalled >= STALLED / 2.0;
         let over = |look: &Look| look.memory > line && look.limit == limit && hard(look);
         let stalled = |look: &Look| look.stalled >= STALLED && look.memory > look.limit / 10 * 8;
         let hit = |look: &Look| look.hits > 0 && look.memory > look.limit / 20 * 19 && hard(look);
         if looks.mostly(over) && used > line {
             return Some(Why::Full { used, limit });
         }
-        if looks.mostly(stalled) || looks.mostly(hit) {
+        // What lies back is over where somebody has gone since; a told number gives way only on the brink.
+        let near = used > if self.follows() { line.min(limit / 10 * 8) } else { line };
+        if near && (looks.mostly(stalled) || looks.mostly(hit)) {
             let stalled = looks.last().map_or(0, |look| percent(look.stalled));
             return Some(Why::Pressure { stalled, used, limit });
         }
@@ -160,9 +170,7 @@ impl Fleet {
         let leaks =
             |key: &WorkerKey| self.learnt.lives.of(*key).is_some_and(super::lives::Life::leaks);
         let any_leaks = self.workers.keys().any(leaks);
-        // Measured with the middle between what is to stay free and nothing, so that it is no see-saw.
-        let tolerated = line.saturating_add(limit.saturating_sub(line) / 3 * 2);
-        let too_many = room.fits(tolerated) < self.target && self.all_settled();
+        let too_many = room.fits(room.tolerated(line)) < self.target && self.all_settled();
         (too_many && !any_leaks && self.follows()).then_some(Why::Cost { cost, limit })
     }
 
@@ -191,7 +199,9 @@ impl Fleet {
             return;
         }
         self.learnt.killed_at = Some(now);
-        let most = self.target.saturating_sub(1).max(self.policy.least);
+        // Who is wanted no more has been given up already.
+        let one_less = self.target.saturating_sub(u32::from(slot <= self.target));
+        let most = one_less.max(self.policy.least);
         self.learnt.step = None;
         self.learnt.killed_above = Some(most);
         self.apply(now, Some(Why::Killed { slot }), actions);

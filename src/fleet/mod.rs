@@ -21,6 +21,7 @@ mod rollout;
 mod saved;
 #[cfg(test)]
 mod tests;
+mod trial;
 mod view;
 mod why;
 mod worker;

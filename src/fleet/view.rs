@@ -9,6 +9,8 @@ use super::{Fleet, Kind, STABLE};
 pub(crate) struct FleetView {
     /// How many workers there are to be.
     pub(crate) target: u32,
+    /// And how many of them have to serve: those who are only being tried are not missed.
+    pub(crate) needed: u32,
     /// How many the plan says, and whether somebody has said otherwise.
     pub(crate) planned: u32,
     pub(crate) pinned: bool,
@@ -47,10 +49,10 @@ pub(crate) struct WorkerView {
 }
 
 impl FleetView {
-    /// Whether every wanted worker serves.
+    /// Whether every worker serves who has to.
     pub(crate) fn is_ready(&self) -> bool {
         let serving = self.workers.iter().filter(|worker| worker.ready);
-        !self.stopping && serving.count() as u64 >= u64::from(self.target)
+        !self.stopping && serving.count() as u64 >= u64::from(self.needed)
     }
 }
 
@@ -89,6 +91,7 @@ impl Fleet {
         workers.sort_by_key(|worker| (worker.slot, worker.key));
         FleetView {
             target: self.target,
+            needed: self.needed(),
             planned: self.wish.planned,
             pinned: self.wish.pinned,
             stopping: self.ending.is_some(),

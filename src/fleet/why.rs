@@ -14,6 +14,8 @@ pub(crate) enum Why {
     Measured { cost: u64, left: u64 },
     /// The last step up changed nothing.
     NoHelp,
+    /// One who was new with the last step, in this slot, ended before it had served for long.
+    CannotStart { slot: u32 },
     /// For so many seconds fewer would have done.
     Idle { seconds: u64 },
     /// More is used than is to be.
@@ -36,6 +38,7 @@ impl Why {
             Self::Busy { .. } => "busy",
             Self::Measured { .. } => "measured",
             Self::NoHelp => "no_help",
+            Self::CannotStart { .. } => "cannot_start",
             Self::Idle { .. } => "idle",
             Self::Full { .. } => "full",
             Self::Pressure { .. } => "pressure",

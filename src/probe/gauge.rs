@@ -40,6 +40,8 @@ pub(crate) struct Reading {
     pub(crate) levels: Vec<Level>,
     /// How long some task stood still for want of memory.
     pub(crate) stalled: Option<Duration>,
+    /// It is any task of the machine that stood still, and not one of our group.
+    pub(crate) machine_wide: bool,
     /// How often the kernel had to reclaim at a limit: per level, our own first.
     pub(crate) hits: Vec<u64>,
     /// Periods of a quota and those in which it was used up: per level, our own first.
@@ -53,6 +55,8 @@ pub(crate) struct Level {
     pub(crate) limit: u64,
     /// What cannot be reclaimed at once.
     pub(crate) used: u64,
+    /// Of it, shared memory and files of a `tmpfs`; none where that is not told.
+    pub(crate) shmem: Option<u64>,
     /// The file of the limit.
     pub(crate) source: String,
     /// Of the group; none for the machine.
@@ -117,12 +121,14 @@ impl Gauge {
         levels.retain(|level| ram.as_ref().is_none_or(|ram| level.limit < ram.value));
         if let (Some(ram), Some(free)) = (ram, machine.available) {
             let used = ram.value.saturating_sub(free);
-            levels.push(Level { limit: ram.value, used, source: ram.source, dir: None });
+            let (limit, shmem) = (ram.value, machine.shmem);
+            levels.push(Level { limit, used, shmem, source: ram.source, dir: None });
         }
         let stall = host.read(self.pressure_file()).ok();
         Reading {
             levels,
             stalled: stall.and_then(|text| stalled(&text)),
+            machine_wide: self.pressure.is_none(),
             hits: self.memory.iter().flat_map(|place| hits(host, place)).collect(),
             periods: self.cpu.iter().flat_map(|place| periods(host, place)).collect(),
         }
@@ -153,7 +159,8 @@ fn level(level: &MemoryLevel) -> Option<Level> {
     let hard = level.limit.as_ref().map(|limit| (limit.value, &limit.source));
     let (limit, source) = hard.into_iter().chain(high).min_by_key(|(limit, _)| *limit)?;
     let dir = Some(PathBuf::from(&level.dir));
-    Some(Level { limit, used: level.working_set(), source: source.clone(), dir })
+    let (used, shmem) = (level.working_set(), level.shmem);
+    Some(Level { limit, used, shmem, source: source.clone(), dir })
 }
 
 fn hits(host: &Host, place: &Place) -> impl Iterator<Item = u64> {
@@ -232,7 +239,7 @@ mod tests {
             ("/sys/fs/cgroup/pod/web/memory.current", "314572800\n"),
             (
                 "/sys/fs/cgroup/pod/web/memory.stat",
-                "anon 104857600\nfile 167772160\nslab_reclaimable 20971520\ninactive_file 104857600\n",
+                "anon 104857600\nfile 167772160\nshmem 5242880\nslab_reclaimable 20971520\ninactive_file 104857600\n",
             ),
             (
                 "/sys/fs/cgroup/pod/web/memory.pressure",
@@ -270,6 +277,7 @@ mod tests {
         );
         let tightest = reading.tightest().unwrap();
         assert_eq!(tightest.source, "/sys/fs/cgroup/pod/memory.high");
+        assert_eq!((reading.levels[0].shmem, tightest.shmem), (Some(5 * MIB), None));
         assert_eq!(reading.stalled, Some(Duration::from_millis(1500)));
         assert_eq!(reading.hits, [32, 0, 0]);
         assert_eq!(reading.periods[..2], [(1000, 100), (0, 0)]);
@@ -325,7 +333,10 @@ mod tests {
             ("/proc/meminfo", "MemTotal: 8388608 kB\nMemAvailable: 6291456 kB\n"),
             ("/sys/fs/cgroup/memory/box/memory.limit_in_bytes", "268435456\n"),
             ("/sys/fs/cgroup/memory/box/memory.usage_in_bytes", "209715200\n"),
-            ("/sys/fs/cgroup/memory/box/memory.stat", "total_inactive_file 52428800\n"),
+            (
+                "/sys/fs/cgroup/memory/box/memory.stat",
+                "total_inactive_file 52428800\nshmem 4096\ntotal_shmem 8192\n",
+            ),
             ("/sys/fs/cgroup/memory/box/memory.failcnt", "12\n"),
             ("/sys/fs/cgroup/memory/memory.limit_in_bytes", "9223372036854771712\n"),
             ("/sys/fs/cgroup/memory/memory.usage_in_bytes", "1073741824\n"),
@@ -336,6 +347,7 @@ mod tests {
         let reading = gauge.read(&host);
         let tightest = reading.tightest().unwrap();
         assert_eq!((tightest.limit, tightest.used), (256 * MIB, 150 * MIB));
+        assert_eq!(tightest.shmem, Some(8192));
         assert_eq!((reading.hits[0], reading.periods[0]), (12, (10, 4)));
         assert_eq!(reading.stalled, Some(Duration::from_micros(5)));
         let dir = PathBuf::from("/sys/fs/cgroup/memory/box");

@@ -36,6 +36,8 @@ pub struct MemoryLevel {
     pub current: Option<Fact<u64>>,
     /// Page cache that can be dropped at once.
     pub inactive_file: u64,
+    /// Shared memory and files of a `tmpfs`; `None` where the kernel does not count them.
+    pub shmem: Option<u64>,
     /// Kernel caches of which about half can be dropped.
     pub slab_reclaimable: u64,
     /// Whether an out-of-memory kill takes the whole group.
@@ -143,6 +145,7 @@ impl Reader<'_> {
             }),
             current: self.sourced(&dir.join("memory.current")),
             inactive_file: keyed(&stat, "inactive_file").unwrap_or(0),
+            shmem: keyed(&stat, "shmem"),
             slab_reclaimable: keyed(&stat, "slab_reclaimable").unwrap_or(0),
             oom_group: self.counter(&dir.join("memory.oom.group")) == Some(1),
         }
@@ -192,15 +195,14 @@ impl Reader<'_> {
             with_swap.map(|value| Fact { value, source: with_swap_file.display().to_string() });
         let limit = if limit.is_some() { tighter(limit, both) } else { limit };
         // The total_ keys include the groups below, as usage_in_bytes does.
-        let total = |key: &str| {
-            keyed(&stat, &format!("total_{key}")).or_else(|| keyed(&stat, key)).unwrap_or(0)
-        };
+        let total = |key: &str| keyed(&stat, &format!("total_{key}")).or_else(|| keyed(&stat, key));
         let level = MemoryLevel {
             dir: dir.display().to_string(),
             swap,
             current: self.sourced(&dir.join("memory.usage_in_bytes")),
-            inactive_file: total("inactive_file"),
-            slab_reclaimable: total("slab_reclaimable"),
+            inactive_file: total("inactive_file").unwrap_or(0),
+            shmem: total("shmem"),
+            slab_reclaimable: total("slab_reclaimable").unwrap_or(0),
             limit,
             high: None,
             oom_group: false,

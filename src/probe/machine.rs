@@ -21,6 +21,8 @@ pub struct Machine {
     pub memory: Option<Fact<u64>>,
     /// What could be had without swapping.
     pub available: Option<u64>,
+    /// Shared memory and files of a `tmpfs`.
+    pub shmem: Option<u64>,
     /// All swap.
     pub swap: u64,
     /// CPUs that are switched on.
@@ -43,6 +45,7 @@ impl Machine {
         let mut total = field("MemTotal").filter(|total| *total > 0);
         let mut source = MEMINFO.to_owned();
         self.swap = field("SwapTotal").unwrap_or(0);
+        self.shmem = field("Shmem");
         // Kernels before 3.14 and gVisor have no MemAvailable.
         self.available = field("MemAvailable").or_else(|| {
             let reclaimable =

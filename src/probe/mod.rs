@@ -37,7 +37,7 @@ pub use resources::{Ceiling, Cpu, Memory, Resources, Tasks};
 pub use surroundings::Surrounding;
 
 #[cfg(feature = "launcher")]
-pub(crate) use gauge::{Gauge, Notices, Reading};
+pub(crate) use gauge::{Gauge, Level, Notices, Reading};
 #[cfg(feature = "launcher")]
 pub(crate) use host::{path_of, show};
 #[cfg(feature = "launcher")]

@@ -3,6 +3,7 @@
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on says so by a panic")]
 
 mod activation;
+mod adapt;
 mod architecture;
 #[path = "../beds/mod.rs"]
 mod beds;

@@ -3,6 +3,7 @@
 use std::fs;
 use std::net::TcpStream;
 use std::os::unix::net::UnixStream;
+use std::time::{Duration, Instant};
 
 use nix::sys::stat::Mode;
 use nix::unistd::mkfifo;
@@ -87,6 +88,33 @@ fn memory_of_a_worker_and_of_the_box_it_is_in() {
     let points = history["workers"].as_array().unwrap();
     assert!(points.iter().any(|point| point["id"] == 1 && bytes(&point["private_bytes"]) > 0));
     assert_eq!(history["group"][0]["workers"], 2, "{history}");
+    assert_eq!(fleet.run.stop(), 0);
+}
+
+#[test]
+fn a_heap_of_shared_memory_is_private_where_nobody_shares_it() {
+    let name = "a_heap_of_shared_memory_is_private_where_nobody_shares_it";
+    let Some(group) = Group::new(512 * MIB) else {
+        return skip(name, "no cgroup v1 of memory that is ours");
+    };
+    let dir = tempfile::tempdir().unwrap();
+    let script = "import mmap, time
+size = 48 << 20
+heap = mmap.mmap(-1, size)
+heap.write(b'x' * size)
+print('full', flush=True)
+time.sleep(1000)";
+    let mut launcher = group.launcher();
+    launcher.args(["--workers", "2", "--ready", "spawn"]);
+    let mut fleet = Fleet::of(launcher, dir, &["python3", "-c", script]);
+    fleet.run.wait_for(2, "full");
+    let status = fleet.until("both heaps are found", |status| {
+        let workers = status["workers"].as_array().unwrap();
+        workers.iter().all(|worker| bytes(&worker["memory"]["private_bytes"]) > 48 * MIB)
+    });
+    for worker in status["workers"].as_array().unwrap() {
+        assert!(bytes(&worker["memory"]["shared_bytes"]) < 40 * MIB, "{worker}");
+    }
     assert_eq!(fleet.run.stop(), 0);
 }
 
@@ -177,6 +205,11 @@ fn measuring_goes_on_after_an_upgrade() {
     fleet.both_ready();
     fleet.until("a look", |status| !status["measured"].is_null());
     assert_eq!(fleet.ask(&["upgrade"]).status, 0);
+    let begun = Instant::now();
+    fleet
+        .until("the first look", |status| status["upgrades"] == 1 && !status["measured"].is_null());
+    // As after a start, and not with the clock of the limits, which ticks every 5 s.
+    assert!(begun.elapsed() < Duration::from_secs(4), "{:?}", begun.elapsed());
     let status = fleet.until("looks with rates", |status| {
         status["upgrades"] == 1 && status["measured"]["cpu"]["used"].is_number()
     });

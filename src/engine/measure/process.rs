@@ -44,10 +44,8 @@ impl Files {
         Some((resident, shared))
     }
 
-    /// The most memory of its own that it can have had at once, bytes: the highest resident size less
-    /// what is files and shared memory now.
-    pub(super) fn peak(&mut self, pid: i32) -> Option<u64> {
-        peak(self.read(&format!("/proc/{pid}/status"))?)
+    pub(super) fn sizes(&mut self, pid: i32) -> Option<Sizes> {
+        Sizes::parse(self.read(&format!("/proc/{pid}/status"))?)
     }
 
     /// How long a thread ran, and how long it was ready and did not.
@@ -121,10 +119,22 @@ impl Schedule {
     }
 }
 
-fn peak(status: &[u8]) -> Option<u64> {
-    let highest = kib(status, "VmHWM")?;
-    let others = ["RssFile", "RssShmem"].map(|name| kib(status, name).unwrap_or(0));
-    Some(highest.saturating_sub(others.iter().sum()))
+/// Of `status`, in bytes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Sizes {
+    /// The most that it can have had at once without what is in files now.
+    pub(super) highest: u64,
+    /// Shared memory, mapped files of a `tmpfs` or a memfd: it cannot be dropped as page cache can.
+    pub(super) shmem: u64,
+}
+
+impl Sizes {
+    fn parse(status: &[u8]) -> Option<Self> {
+        let highest = kib(status, "VmHWM")?;
+        let files = kib(status, "RssFile").unwrap_or(0);
+        let shmem = kib(status, "RssShmem").unwrap_or(0);
+        Some(Self { highest: highest.saturating_sub(files), shmem })
+    }
 }
 
 fn own_share(rollup: &[u8]) -> Option<u64> {
@@ -169,9 +179,10 @@ mod tests {
     fn the_peak_is_without_files() {
         let status = b"Name:\tnode\nVmPeak:\t  900 kB\nVmHWM:\t   81920 kB\nVmRSS:\t   61440 kB\n\
             RssAnon:\t   20480 kB\nRssFile:\t   40000 kB\nRssShmem:\t     960 kB\n";
-        assert_eq!(peak(status), Some((81920 - 40960) << 10));
+        let sizes = Sizes { highest: (81920 - 40000) << 10, shmem: 960 << 10 };
+        assert_eq!(Sizes::parse(status), Some(sizes));
         // Of a kernel thread, which has none.
-        assert_eq!(peak(b"Name:\tkworker\n"), None);
+        assert_eq!(Sizes::parse(b"Name:\tkworker\n"), None);
     }
 
     #[test]
@@ -194,7 +205,7 @@ mod tests {
         assert_eq!(stat.group, nix::unistd::getpgrp().as_raw());
         let (resident, shared) = files.pages(pid).unwrap();
         assert!(resident > shared && stat.pages > 0);
-        assert!(files.peak(pid).unwrap() > 100_000);
+        assert!(files.sizes(pid).unwrap().highest > 100_000);
         assert_eq!(files.stat(i32::MAX), None);
     }
 }

@@ -29,6 +29,9 @@ pub(super) struct Group {
     pub(super) private: u64,
     pub(super) shared: u64,
     pub(super) peak: u64,
+    /// Of what is shared, what is in no file of a disk; and the most of that and of what is private together.
+    pub(super) shmem: u64,
+    pub(super) highest: u64,
     /// CPUs, and those of the busiest thread.
     pub(super) cpu: f64,
     pub(super) busiest: f64,
@@ -60,6 +63,8 @@ struct Process {
     shared: u64,
     /// The most that its private memory has been.
     peak: u64,
+    shmem: u64,
+    highest: u64,
     /// CPU time so far.
     ran: Duration,
     schedule: Option<Schedule>,
@@ -113,6 +118,8 @@ impl Processes {
             group.private += process.private;
             group.shared += process.shared;
             group.peak += process.peak;
+            group.shmem += process.shmem;
+            group.highest += process.highest;
             group.cpu += cpu;
             group.busiest = group.busiest.max(busiest);
             group.delayed = group.delayed.max(delayed);
@@ -196,8 +203,11 @@ impl Process {
                 self.private = resident.saturating_sub(shared) * page;
                 self.shared = shared * page;
             }
-            let peak = files.peak(pid).unwrap_or(0);
+            let sizes = files.sizes(pid).unwrap_or_default();
+            self.shmem = sizes.shmem.min(self.shared);
+            let peak = sizes.highest.saturating_sub(sizes.shmem);
             self.peak = self.peak.max(peak).max(self.private);
+            self.highest = self.highest.max(sizes.highest).max(self.private + self.shmem);
         }
         if known && used.is_zero() {
             return (0.0, 0.0, 0.0);

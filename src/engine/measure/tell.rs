@@ -29,7 +29,10 @@ impl Engine {
         let Measure { notices, gauge, last, .. } = &mut self.measure;
         if let (Some(gauge), Some(last)) = (gauge, last) {
             let tightest = last.reading.tightest();
-            let plenty = tightest.is_none_or(|level| level.room() >= level.limit / 4);
+            let others = last.reading.machine_wide;
+            let plenty = tightest.is_none_or(|level| {
+                level.room() >= level.limit / 4 || (others && !level.is_machine())
+            });
             notices.arm(gauge.notices(&last.reading), plenty);
         }
     }

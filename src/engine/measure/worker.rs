@@ -13,6 +13,8 @@ pub(super) struct Worker {
     share: Option<f64>,
     /// The last exact look.
     pub(super) exact_at: Option<Time>,
+    /// Of its shared memory, what it had to itself at the last look.
+    own: u64,
     /// The most that its private memory was seen to be.
     most: u64,
     sizes: Sketch,
@@ -34,6 +36,8 @@ pub(super) struct Point {
 pub(in crate::engine) struct Known {
     /// Of what counts as private.
     pub(in crate::engine) share: Option<f64>,
+    /// Of what counts as shared, bytes.
+    pub(in crate::engine) own: u64,
     pub(in crate::engine) peak: Option<u64>,
     pub(in crate::engine) p95: Option<u64>,
     /// CPUs; those of the busiest thread; the share of time that it waited for one.
@@ -47,6 +51,7 @@ impl Worker {
         Self {
             share: None,
             exact_at: None,
+            own: 0,
             most: 0,
             sizes: Sketch::default(),
             points: Points::new(),
@@ -55,17 +60,19 @@ impl Worker {
         }
     }
 
-    /// Takes in what a look found, `span` after the one before.
+    /// Takes in what a look found, `span` after the one before. `own`: how much of its shared memory nobody else has.
     pub(super) fn take_in(
         &mut self,
         now: Time,
         span: Duration,
         worker: WorkerKey,
         group: Group,
+        own: u64,
         active: Option<u32>,
     ) -> Measured {
         let share = self.share.unwrap_or(1.0);
-        let private = part(group.private, share);
+        let private = part(group.private, share).saturating_add(own);
+        self.own = own;
         self.most = self.most.max(private);
         // A worker that has just come is no older than this look.
         self.sizes.add(private, if self.looks > 0 { span } else { Duration::ZERO });
@@ -76,8 +83,8 @@ impl Worker {
         let measured = Measured {
             worker,
             private,
-            peak: part(group.peak, share).max(self.most),
-            shared: group.shared,
+            peak: part(group.peak, share).saturating_add(own).min(group.highest).max(self.most),
+            shared: group.shared.saturating_sub(own),
             cpu: group.cpu,
             busiest: group.busiest,
             delayed: group.delayed,
@@ -103,6 +110,7 @@ impl Worker {
         let rates = self.last.filter(|_| self.looks > 1);
         Known {
             share: self.share,
+            own: self.own,
             peak: self.last.map(|last| last.peak),
             p95: self.sizes.quantile(0.95),
             cpu: rates.map(|last| last.cpu),
@@ -138,6 +146,7 @@ mod tests {
         Group {
             private: private * MIB,
             peak: peak * MIB,
+            highest: 2 * peak * MIB,
             cpu: 0.5,
             processes: 3,
             ..Group::default()
@@ -145,7 +154,7 @@ mod tests {
     }
 
     fn look(worker: &mut Worker, second: u64, group: Group) -> Measured {
-        worker.take_in(Duration::from_secs(second), Duration::from_secs(1), KEY, group, Some(2))
+        worker.take_in(Duration::from_secs(second), Duration::from_secs(1), KEY, group, 0, Some(2))
     }
 
     #[test]
@@ -157,6 +166,17 @@ mod tests {
         let measured = look(&mut worker, 2, group(40, 60));
         assert_eq!((measured.private, measured.peak), (40 * MIB, 100 * MIB));
         assert_eq!((worker.known().cpu, measured.active), (Some(0.5), Some(2)));
+    }
+
+    #[test]
+    fn shared_memory_that_nobody_else_has_is_its_own() {
+        let mut worker = Worker::new();
+        let group = Group { shared: 90 * MIB, highest: 130 * MIB, ..group(40, 60) };
+        let span = Duration::from_secs(1);
+        let measured = worker.take_in(Duration::ZERO, span, KEY, group, 80 * MIB, None);
+        assert_eq!((measured.private, measured.shared), (120 * MIB, 10 * MIB));
+        assert_eq!(measured.peak, 130 * MIB, "never both at once");
+        assert_eq!(worker.known().own, 80 * MIB);
     }
 
     #[test]

@@ -13,12 +13,12 @@ use super::simulator::{Limits, MIB, SERVER, Server, Sim, bounds};
 use super::*;
 
 /// As the program has it behind its proxy, with the number free to move.
-fn adapting(adapt: Adapt) -> Policy {
+pub(super) fn adapting(adapt: Adapt) -> Policy {
     let readiness = Readiness { alive: None, timeout: 30 * SECOND, lenient: true };
     Policy { adapt, readiness, max_restarts: 10, seed: 7, ..policy(Restart::Always) }
 }
 
-fn limits(cpus: f64, mib: u64) -> Limits {
+pub(super) fn limits(cpus: f64, mib: u64) -> Limits {
     Limits { cpus, memory: mib * MIB, base: 14.0 }
 }
 
@@ -44,8 +44,9 @@ fn settled(sim: &Sim) -> f64 {
     change.map_or(12.0, |(at, _)| at.as_secs_f64())
 }
 
-const WAITING: Server = Server { cpu: 0.004, wait: 0.096, ..SERVER };
-const ONLY_WAITING: Server = Server { cpu: 0.001, wait: 0.1, idle: 7.0, warm: 1.0, ..SERVER };
+pub(super) const WAITING: Server = Server { cpu: 0.004, wait: 0.096, ..SERVER };
+pub(super) const ONLY_WAITING: Server =
+    Server { cpu: 0.001, wait: 0.1, idle: 7.0, warm: 1.0, ..SERVER };
 const MIXED: Server = Server { cpu: 0.02, wait: 0.02, ..SERVER };
 const LOOP: Server = Server {
     cpu: 0.002,
@@ -154,6 +155,23 @@ fn a_measured_cost_lets_auto_grow_to_the_cpu_rule_and_no_further() {
 }
 
 #[test]
+fn a_few_requests_are_not_enough_to_grow_by_unless_that_was_asked_for() {
+    // A fifth of a CPU each, and three fifths: none of it hurries.
+    let light = Server { cpu: 0.02, wait: 0.08, ..SERVER };
+    let heavy = Server { cpu: 0.06, wait: 0.04, ..SERVER };
+    let first = |server: Server, adapt: Adapt| {
+        let mut sim = Sim::new(server, limits(4.0, 512), bounds(2, 4), adapting(adapt), |_| 2.0);
+        sim.run(Duration::from_mins(2));
+        sim.changes.first().unwrap().0.as_secs()
+    };
+    let times = [(light, Adapt::Auto), (heavy, Adapt::Auto), (light, Adapt::On)]
+        .map(|(server, adapt)| first(server, adapt));
+    assert!((30..=45).contains(&times[0]), "{times:?}");
+    assert!((10..=20).contains(&times[1]), "{times:?}");
+    assert!((5..=15).contains(&times[2]), "{times:?}");
+}
+
+#[test]
 fn what_workers_take_holds_the_number_where_the_plan_believed_too_little() {
     // Planned for workers of 100 MiB, which take 200.
     let large = Server { idle: 60.0, warm: 140.0, requests: 200.0, ..WAITING };
@@ -249,6 +267,7 @@ fn servers() -> impl Strategy<Value = Server> {
             request: if event_loop { 0.0 } else { f64::from(request) },
             leak: 0.0,
             start: f64::from(start) / 100.0,
+            hangs: false,
         },
     )
 }
@@ -292,7 +311,7 @@ proptest! {
     }
 }
 
-fn up(note: &Note) -> bool {
+pub(super) fn up(note: &Note) -> bool {
     matches!(note, Note::Adapted { from, to, .. } if to > from)
 }
 

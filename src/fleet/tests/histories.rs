@@ -165,6 +165,7 @@ impl World {
                 stalled,
                 hits,
                 divided: vision.strangers == 1,
+                shmem: 0,
             }),
             cpu: Cpu { usable: vision.cpu.0, used: vision.cpu.1, throttled: vision.cpu.2 },
             waiting: vision.waiting,

@@ -8,6 +8,7 @@ mod pressure;
 mod ready;
 mod rolling;
 mod simulator;
+mod trying;
 mod visions;
 
 use std::time::Duration;

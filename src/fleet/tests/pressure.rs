@@ -28,12 +28,57 @@ fn look(bench: &mut Bench, memory: Memory) -> u32 {
         active: None,
     };
     for _ in 0..10 {
-        let workers = (1..=4).map(worker).collect();
-        let sample = Sample { span: SECOND, memory: Some(memory), workers, ..Sample::default() };
-        bench.now += SECOND;
-        bench.event(Event::Measured(Box::new(sample)));
+        once(bench, memory, (1..=4).map(worker).collect());
     }
     bench.fleet.target()
+}
+
+fn once(bench: &mut Bench, memory: Memory, workers: Vec<Measured>) {
+    let sample = Sample { span: SECOND, memory: Some(memory), workers, ..Sample::default() };
+    bench.now += SECOND;
+    bench.event(Event::Measured(Box::new(sample)));
+}
+
+#[test]
+fn what_fills_a_box_and_cannot_be_dropped_takes_workers_though_it_is_no_ones_own() {
+    let idle = |shmem: u64| {
+        let mut bench = full();
+        let memory =
+            Memory { limit: 512 * MIB, used: 500 * MIB, shmem: shmem * MIB, ..Memory::default() };
+        for _ in 0..10 {
+            once(&mut bench, memory, Vec::new());
+        }
+        bench.fleet.target()
+    };
+    assert_eq!(idle(0), 4, "page cache harms nobody");
+    assert!(idle(400) < 4);
+}
+
+#[test]
+fn pressure_that_is_over_takes_nobody() {
+    let stalled =
+        Memory { limit: 512 * MIB, used: 480 * MIB, stalled: Some(0.6), ..Memory::default() };
+    let over = Memory { used: 200 * MIB, stalled: Some(0.0), ..stalled };
+    let mut bench = full();
+    // Meanwhile somebody is on his way out.
+    bench.fleet.learnt.last_cut = Some(bench.now + SECOND / 2);
+    for memory in [stalled, stalled, over] {
+        once(&mut bench, memory, Vec::new());
+    }
+    assert_eq!(bench.fleet.target(), 4);
+}
+
+#[test]
+fn a_number_that_was_told_gives_way_to_pressure_only_on_the_brink() {
+    let told = |used: u64| {
+        let mut bench = full();
+        bench.fleet.learnt.bounds.told = true;
+        let memory =
+            Memory { limit: 512 * MIB, used: used * MIB, stalled: Some(0.6), ..Memory::default() };
+        look(&mut bench, memory)
+    };
+    assert_eq!(told(480), 4);
+    assert!(told(500) < 4);
 }
 
 #[test]

@@ -35,6 +35,8 @@ pub(super) struct Server {
     pub(super) leak: f64,
     /// CPU seconds of a start.
     pub(super) start: f64,
+    /// Accepts nothing, and does nothing.
+    pub(super) hangs: bool,
 }
 
 pub(super) const SERVER: Server = Server {
@@ -47,6 +49,7 @@ pub(super) const SERVER: Server = Server {
     request: 0.0,
     leak: 0.0,
     start: 0.15,
+    hangs: false,
 };
 
 /// What there is.
@@ -80,6 +83,8 @@ pub(super) struct Sim {
     /// How many clients there are at a moment.
     clients: Box<dyn Fn(f64) -> f64>,
     processes: BTreeMap<WorkerKey, Process>,
+    /// More than these at once do not come to serve: there are no more ports, locks, descriptors.
+    pub(super) places: usize,
     random: fastrand::Rng,
     next_look: Time,
     looked: Time,
@@ -104,6 +109,7 @@ pub(super) fn bounds(workers: u32, by_cpu: u32) -> Bounds {
         told: false,
         share: Some(128 * MIB),
         budget: Some(0),
+        limit: None,
         headroom: None,
     }
 }
@@ -124,6 +130,7 @@ impl Sim {
             limits,
             clients: Box::new(clients),
             processes: BTreeMap::new(),
+            places: usize::MAX,
             random: fastrand::Rng::with_seed(seed),
             next_look: 5 * SECOND,
             looked: Time::ZERO,
@@ -158,10 +165,11 @@ impl Sim {
         let now = self.bench.now;
         match action {
             Action::Spawn(to) => {
+                let fails = self.processes.len() >= self.places;
                 let process = Process {
                     starting: self.server.start,
                     since: now,
-                    leaves: None,
+                    leaves: fails.then_some(now + SECOND / 5),
                     memory: self.server.idle / 2.0,
                     warmth: 0.0,
                     peak: 0.0,
@@ -259,7 +267,9 @@ impl Sim {
             .filter(|one| one.starting <= 0.0 && one.leaves.is_none())
             .count() as f64;
         // Requests in a second, were there CPUs without end.
-        let most = if event_loop {
+        let most = if self.server.hangs {
+            0.0
+        } else if event_loop {
             (clients / (cpu + wait)).min(serving / cpu.max(1e-9))
         } else {
             clients.min(serving) / (cpu + wait)
@@ -267,9 +277,13 @@ impl Sim {
         let wanted = most * cpu * noise + starting;
         let scale = (self.limits.cpus / wanted.max(1e-9)).min(1.0);
         let rate = most * scale;
-        let at_once = if event_loop { clients } else { clients.min(serving) };
+        let at_once = match (self.server.hangs, event_loop) {
+            (true, _) => 0.0,
+            (false, true) => clients,
+            (false, false) => clients.min(serving),
+        };
         self.cpu += wanted.min(self.limits.cpus) * dt;
-        self.queue = if event_loop { 0.0 } else { clients - at_once };
+        self.queue = if event_loop && !self.server.hangs { 0.0 } else { clients - at_once };
         self.busy_share = if serving > 0.0 { rate * cpu * noise / serving } else { 0.0 };
         self.served += rate * dt;
         if clients > 0.0 && serving == 0.0 {
@@ -319,8 +333,7 @@ impl Sim {
         let request = self.server.request;
         let mut sum = 0.0;
         let workers = self.processes.iter_mut().map(|(key, one)| {
-            // The kernel counts in hundredths.
-            let ticks = (one.cpu * 100.0).floor() / 100.0;
+            let ran = one.cpu;
             // A look meets a request, or it does not.
             let busy = if random.f64() < one.busy { request } else { 0.0 };
             let measured = Measured {
@@ -328,13 +341,13 @@ impl Sim {
                 private: bytes(one.memory + busy),
                 peak: bytes(one.peak),
                 shared: bytes(8.0),
-                cpu: ticks / seconds,
-                busiest: (ticks / seconds).min(1.0),
+                cpu: ran / seconds,
+                busiest: (ran / seconds).min(1.0),
                 delayed: 0.0,
                 active: None,
             };
-            one.cpu -= ticks;
-            sum += ticks / seconds;
+            one.cpu = 0.0;
+            sum += ran / seconds;
             measured
         });
         let workers = workers.collect();
@@ -349,6 +362,7 @@ impl Sim {
                 stalled: Some(0.0),
                 hits: 0,
                 divided: false,
+                shmem: 0,
             }),
             cpu: Cpu { usable: self.limits.cpus, used: cpu, throttled },
             waiting: Some(waiting),
