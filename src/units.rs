@@ -216,6 +216,12 @@ impl fmt::Display for Fraction {
     }
 }
 
+/// How many times `b` is in `a`.
+#[expect(clippy::cast_precision_loss, reason = "only compared")]
+pub(crate) fn ratio(a: u64, b: u64) -> f64 {
+    a as f64 / b.max(1) as f64
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -25,12 +25,28 @@ use nix::sys::stat::Mode;
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::time::{ClockId, clock_gettime};
 use nix::unistd::{Pid, mkfifo};
+use serde_json::Value;
 use tempfile::TempDir;
 
 /// The launcher in the profile of this benchmark.
 pub(crate) const LAUNCHER: &str = env!("CARGO_BIN_EXE_throng-rs");
 /// Nothing that is waited for here takes longer unless it hangs.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
+
+/// One of our own commands against the launcher that has this control socket.
+pub(crate) fn ask(control: &Path, args: &[&str]) -> anyhow::Result<String> {
+    let mut command = Command::new(LAUNCHER);
+    command.arg(args[0]).arg("--control").arg(control).args(&args[1..]);
+    let output = command.stdin(Stdio::null()).output().context("cannot run the client")?;
+    let errors = String::from_utf8_lossy(&output.stderr);
+    ensure!(output.status.success(), "{args:?} ends with {}: {errors}", output.status);
+    Ok(String::from_utf8(output.stdout)?)
+}
+
+/// How that one stands.
+pub(crate) fn status(control: &Path) -> anyhow::Result<Value> {
+    Ok(serde_json::from_str(&ask(control, &["status", "--format", "json"])?)?)
+}
 
 /// A temporary folder, and the subreaper of all that is started: what a launcher leaves behind comes
 /// to us and is seen. Ends every child when dropped, also by a panic.

@@ -4,14 +4,14 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::net::{SocketAddr, TcpListener};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, ensure};
 use nix::sys::signal::Signal;
 use serde_json::Value;
 
-use crate::common::{LAUNCHER, Nest, PATIENCE, end, send};
+use crate::common::{self, LAUNCHER, Nest, PATIENCE, end, send};
 
 /// One way of sharing.
 pub(crate) struct Mode {
@@ -100,17 +100,12 @@ impl Fleet {
     }
 
     pub(crate) fn status(&self) -> anyhow::Result<Value> {
-        Ok(serde_json::from_str(&self.ask(&["status", "--format", "json"])?)?)
+        common::status(&self.control)
     }
 
     /// One of our own commands against it.
     pub(crate) fn ask(&self, args: &[&str]) -> anyhow::Result<String> {
-        let mut command = Command::new(LAUNCHER);
-        command.arg(args[0]).arg("--control").arg(&self.control).args(&args[1..]);
-        let output = command.stdin(Stdio::null()).output().context("cannot run the client")?;
-        let errors = String::from_utf8_lossy(&output.stderr);
-        ensure!(output.status.success(), "{args:?} ends with {}: {errors}", output.status);
-        Ok(String::from_utf8(output.stdout)?)
+        common::ask(&self.control, args)
     }
 
     /// The processes of the workers, with how long each has run, in seconds.

@@ -5,12 +5,12 @@ use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, ensure};
+use anyhow::Context;
 use nix::sys::signal::Signal;
 use serde_json::Value;
 
 use crate::boxes::Group;
-use crate::common::{LAUNCHER, Nest, PATIENCE, end, send};
+use crate::common::{self, LAUNCHER, Nest, PATIENCE, end, send};
 use crate::kinds::Kind;
 
 /// A shell goes in first and becomes the launcher, which dies with us.
@@ -64,17 +64,7 @@ impl Fleet {
     }
 
     pub(crate) fn status(&self) -> anyhow::Result<Value> {
-        Ok(serde_json::from_str(&self.ask(&["status", "--format", "json"])?)?)
-    }
-
-    /// One of our own commands against it.
-    pub(crate) fn ask(&self, args: &[&str]) -> anyhow::Result<String> {
-        let mut command = Command::new(LAUNCHER);
-        command.arg(args[0]).arg("--control").arg(&self.control).args(&args[1..]);
-        let output = command.stdin(Stdio::null()).output().context("cannot run the client")?;
-        let errors = String::from_utf8_lossy(&output.stderr);
-        ensure!(output.status.success(), "{args:?} ends with {}: {errors}", output.status);
-        Ok(String::from_utf8(output.stdout)?)
+        common::status(&self.control)
     }
 
     pub(crate) fn stop(mut self) -> anyhow::Result<()> {

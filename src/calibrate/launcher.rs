@@ -15,6 +15,7 @@ use serde_json::json;
 
 use super::output::Output;
 use crate::control::{Instance, Status};
+use crate::sockets::LONGEST_PATH;
 
 /// Tells the launcher that it is one of these, and whose: it ends when that one does.
 pub(crate) const VARIABLE: &str = "THRONG_CALIBRATED_BY";
@@ -36,8 +37,6 @@ pub(crate) struct Launcher {
 const PREFIX: &str = "throng-rs-calibrate-";
 /// Of the control socket in one.
 const SOCKET: &str = "control";
-/// The longest path of a socket (`sun_path` and its NUL, unix(7)).
-const LONGEST: usize = 107;
 
 /// A folder that only we can enter, gone with its owner.
 #[derive(Debug)]
@@ -55,7 +54,7 @@ impl Private {
         let mut tried = Vec::new();
         for folder in folders {
             let template = folder.join(format!("{PREFIX}XXXXXX"));
-            let made = if template.join(SOCKET).as_os_str().len() > LONGEST {
+            let made = if template.join(SOCKET).as_os_str().len() > LONGEST_PATH {
                 Err("too long for a socket".to_owned())
             } else {
                 mkdtemp(&template).map_err(|error| error.desc().to_owned())

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use super::curve::Step;
 use super::room::Left;
 use crate::control::{LastExit, Status};
+use crate::units::ratio;
 
 /// Between two looks: each costs some milliseconds of the CPU that the workers would have, so they are frequent
 /// only where memory may run low before the next one.
@@ -191,11 +192,6 @@ fn ends(status: &Status) -> impl Iterator<Item = (u32, u32, Option<&LastExit>)> 
 
 fn cpu(status: &Status) -> BTreeMap<i32, f64> {
     status.workers.iter().map(|worker| (worker.pid, worker.cpu_seconds)).collect()
-}
-
-#[expect(clippy::cast_precision_loss, reason = "only compared")]
-fn ratio(a: u64, b: u64) -> f64 {
-    a as f64 / b.max(1) as f64
 }
 
 #[cfg(test)]

@@ -4,7 +4,7 @@
 
 use super::reason::Bound;
 use crate::probe::Ceiling;
-use crate::units::{GIB, MIB};
+use crate::units::{GIB, MIB, ratio};
 
 /// No fleet is larger than this, whatever a limit or a flag says.
 pub const MOST_WORKERS: u32 = 10_000;
@@ -221,11 +221,6 @@ pub(crate) fn least_headroom(limit: u64) -> u64 {
 )]
 pub(crate) fn portion(bytes: u64, share: f64) -> u64 {
     (bytes as f64 * share) as u64
-}
-
-#[expect(clippy::cast_precision_loss, reason = "only compared with a fraction of CPUs")]
-fn ratio(a: u64, b: u64) -> f64 {
-    a as f64 / b.max(1) as f64
 }
 
 #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "float casts saturate")]

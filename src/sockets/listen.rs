@@ -30,7 +30,7 @@ pub(crate) enum Address {
 }
 
 /// `sun_path` holds 108 bytes with the end mark (`unix(7)`).
-const LONGEST_PATH: usize = 107;
+pub(crate) const LONGEST_PATH: usize = 107;
 
 impl Address {
     const FORMS: &'static str = "3000, 127.0.0.1:3000, [::]:3000 or unix:PATH";

@@ -14,7 +14,7 @@ mod tcp;
 
 pub(crate) use adopt::{above, give_up, handed_down};
 pub(crate) use dialects::{FIRST_FD, variables};
-pub(crate) use listen::{Address, Binding, Listener};
+pub(crate) use listen::{Address, Binding, LONGEST_PATH, Listener};
 pub(crate) use passed::Passed;
 pub(crate) use proxy::{Options as ProxyOptions, Proxy, Saved as SavedProxy, Upstream};
 pub(crate) use reuseport::Reuseport;
